@@ -1,0 +1,205 @@
+"""The contract: what a model, a guide and an estimator are, and nothing else.
+
+Shapes, used everywhere: ``K`` samples per estimate, ``*batch`` data points, ``*event`` one latent. A latent ``z`` is
+``(K, *batch, *event)``, log-weights are ``(K, *batch)``. Objectives are *averaged* over the data points and maximised.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+Block: TypeAlias = dict[str, Tensor]
+"""Named parameters: the leaves of one block."""
+
+Parameters: TypeAlias = dict[str, Block]
+"""``{"theta": model parameters, "phi": guide parameters}``."""
+
+BLOCKS = ("theta", "phi")
+TargetName = Literal["elbo", "iwae", "log_marginal", "forward_kl"]
+NEEDS = {
+    "reparameterizable": "z must be a differentiable function of noise and phi",
+    "twice_differentiable": "log p(x, z) must have continuous first derivatives in z (no ReLU kinks)",
+    "gaussian": "the guide must be a diagonal Gaussian",
+    "analytic_kl": "the model must give its prior and its likelihood apart, with a closed-form KL(q || prior)",
+}
+
+
+class Refusal(ValueError):
+    """An estimator and a model that cannot work together; the message says why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The quantity whose gradient a block of the estimate is compared with, and what is claimed about it.
+
+    ``elbo``: E_q log w. ``iwae``: E log (1/K) sum_k w_k, for ``num_samples`` K. ``log_marginal``: log p(x).
+    ``forward_kl``: -KL(p(z|x) || q), a target of phi alone.
+    """
+
+    name: TargetName
+    num_samples: int | None = None
+    unbiased: bool = True
+
+    def __str__(self) -> str:
+        return self.name if self.num_samples is None else f"{self.name}-{self.num_samples}"
+
+
+class Weights(NamedTuple):
+    """Coefficients of the three per-sample gradients, each ``(K, *batch)``, a number, or ``None`` for an absent term.
+
+    ``path`` multiplies P_k, the path derivative of log p(x, z_k) - log q(z_k) with the density of q held constant;
+    ``score`` multiplies h_k, the gradient of log q_phi(z_k) with z_k held constant; ``model`` multiplies t_k, the
+    theta-gradient of log p_theta(x, z_k).
+    """
+
+    path: Tensor | float | None
+    score: Tensor | float | None
+    model: Tensor | float | None
+
+
+class Gradient(NamedTuple):
+    """One estimate: of the objective's value (a scalar; NaN where the estimator has none), and of each block's gradient."""
+
+    value: Tensor
+    theta: Block
+    phi: Block
+
+
+class Draw(NamedTuple):
+    """Noise of those replicates that share one number of samples: ``noise`` is ``(rows, K, ...)``, ``rows`` their places."""
+
+    rows: Tensor
+    noise: Any
+
+
+class Guide(ABC):
+    """A density q_phi(z | x), built from phi, that can be sampled by transforming explicit noise."""
+
+    reparameterizable: ClassVar[bool]
+
+    @abstractmethod
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Any:
+        """Base randomness of ``shape`` draws: ``(*shape, *batch, *event)``, free of phi."""
+
+    @abstractmethod
+    def transform(self, noise: Any) -> Tensor:
+        """Latents ``(..., *batch, *event)`` from noise; differentiable in phi where ``reparameterizable``."""
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z | x), ``(..., *batch)``."""
+
+    @abstractmethod
+    def detach(self) -> Guide:
+        """The same density with phi held constant (q-bar): gradients flow to z alone."""
+
+
+class LatentModel(ABC):
+    """log p_theta(x, z) with its data x, and the guide that approximates p_theta(z | x)."""
+
+    offers: frozenset[str] = frozenset()
+    """Which of :data:`NEEDS` this model meets."""
+
+    @abstractmethod
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        """log p(x, z), ``(..., *batch)`` for z of shape ``(..., *batch, *event)``, any leading dimensions."""
+
+    @abstractmethod
+    def guide(self, phi: Block) -> Guide:
+        """q_phi(. | x) for the model's data."""
+
+    def prior(self, theta: Block) -> Guide:
+        """p_theta(z), for models that offer ``analytic_kl``."""
+        raise NotImplementedError(f"{type(self).__name__} does not give its prior apart")
+
+    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+        """log p_theta(x | z), shaped as :meth:`log_joint`, for models that offer ``analytic_kl``."""
+        raise NotImplementedError(f"{type(self).__name__} does not give its likelihood apart")
+
+
+@dataclass(frozen=True)
+class Estimator(ABC):
+    """A Monte Carlo estimator of a gradient, in ascent direction, from ``num_samples`` samples of the guide.
+
+    Most estimators are one rule, :meth:`weights`. One that does not fit overrides :meth:`gradient`, and says so.
+
+    Example:
+        >>> import torch
+        >>> from estimators import Estimator, Target, Weights
+        >>> class Mine(Estimator):
+        ...     "Reparameterisation with the density of q held constant."
+        ...     needs = frozenset({"reparameterizable"})
+        ...     @property
+        ...     def targets(self):
+        ...         return {"theta": Target("elbo"), "phi": Target("elbo")}
+        ...     def weights(self, log_w):
+        ...         K = self.num_samples
+        ...         return Weights(path=1 / K, score=None, model=1 / K)
+        >>> Mine(num_samples=2).weights(torch.zeros(2)).path
+        0.5
+    """
+
+    num_samples: int = 1
+
+    name: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    citations: ClassVar[tuple[str, ...]] = ()
+    min_num_samples: ClassVar[int] = 1
+    version: ClassVar[str] = "1"
+    random_cost: ClassVar[bool] = False
+    """Whether replicates draw different numbers of samples."""
+    snr_slopes: ClassVar[dict[str, float]] = {}
+    """Theory's exponents of the signal-to-noise ratio in K, by block, where the importance weights have the moments."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < self.min_num_samples:
+            raise Refusal(
+                f"{self.label()} needs num_samples >= {self.min_num_samples}, not {self.num_samples}"
+            )
+
+    @classmethod
+    def label(cls) -> str:
+        """The registry name, or the class's own where it has none."""
+        return cls.name or cls.__name__
+
+    @property
+    @abstractmethod
+    def targets(self) -> dict[str, Target | None]:
+        """What each block (``theta``, ``phi``) estimates the gradient of; ``None`` where it estimates none."""
+
+    @property
+    def variance_exists(self) -> bool:
+        """Whether the estimate has a finite variance on every model whose log-density is at most quadratic."""
+        return True
+
+    def weights(self, log_w: Tensor) -> Weights:
+        """The rule: coefficients from log-weights ``(K, *batch)``, along the first axis."""
+        raise NotImplementedError(f"{self.label()} is no weights rule: it overrides gradient()")
+
+    def value(self, log_w: Tensor) -> Tensor | None:
+        """An estimate ``(*batch)`` of the value of theta's target, or ``None`` where the estimator gives none."""
+        return None
+
+    def draws(self, guide: Guide, replicates: int, generator: torch.Generator) -> list[Draw]:
+        """Noise for ``replicates`` independent estimates, grouped by their number of samples."""
+        rows = torch.arange(replicates)
+        return [Draw(rows, guide.noise((replicates, self.num_samples), generator))]
+
+    def gradient(self, model: LatentModel, parameters: Parameters, noise: Any) -> Gradient:
+        """One estimate of value and gradient from the noise of one replicate."""
+        from .surrogate import weighted_gradient
+
+        return weighted_gradient(self, model, parameters, noise)
+
+    def refuses(self, model: LatentModel) -> str | None:
+        """Why this estimator cannot work on this model, or ``None``."""
+        missing = sorted(self.needs - model.offers)
+        if not missing:
+            return None
+        return f"{self.label()} needs " + "; ".join(f"{need} ({NEEDS.get(need, 'unknown to this model')})" for need in missing)

@@ -1,0 +1,59 @@
+"""Guides: densities that are sampled by transforming explicit noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .contract import Guide
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian(Guide):
+    """z = loc + exp(log_scale) * noise, with standard normal noise.
+
+    Arguments:
+        loc: ``(*batch, D)``.
+        log_scale: logarithm of the standard deviations, same shape.
+
+    Example:
+        >>> q = DiagonalGaussian(torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> q.noise((5,), torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3, 2])
+        >>> q.log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+    reparameterizable = True
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn(
+            (*shape, *self.loc.shape), generator=generator, dtype=self.loc.dtype, device=self.loc.device
+        )
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations, ``(*batch, D)``."""
+        return self.log_scale.exp()
+
+    def transform(self, noise: Tensor) -> Tensor:
+        return self.loc + self.scale * noise
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        standardized = (z - self.loc) * torch.exp(-self.log_scale)
+        return (-0.5 * standardized.square() - self.log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def detach(self) -> DiagonalGaussian:
+        return DiagonalGaussian(self.loc.detach(), self.log_scale.detach())
+
+    def kl(self, other: DiagonalGaussian) -> Tensor:
+        """KL(self || other), ``(*batch)``, in nats."""
+        return torch.distributions.kl_divergence(
+            torch.distributions.Normal(self.loc, self.scale, validate_args=False),
+            torch.distributions.Normal(other.loc, other.scale, validate_args=False),
+        ).sum(-1)
