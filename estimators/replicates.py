@@ -1,0 +1,65 @@
+"""Independent replicates of an estimate, vectorised over explicit noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from .contract import BLOCKS, Estimator, Gradient, LatentModel, Parameters
+
+
+def coordinates(parameters: Parameters) -> list[tuple[str, str, int]]:
+    """Names of the columns of :func:`flatten` after the first: block, parameter, and place in the flattened parameter."""
+    return [
+        (block, name, place)
+        for block in BLOCKS
+        for name, leaf in parameters[block].items()
+        for place in range(leaf.numel())
+    ]
+
+
+def flatten(gradient: Gradient, parameters: Parameters) -> Tensor:
+    """Stacked gradients as a matrix ``(R, 1 + P)``: the value, then theta, then phi, in the order of the parameters."""
+    rows = gradient.value.shape[0]
+    blocks = {"theta": gradient.theta, "phi": gradient.phi}
+    leaves = [blocks[block][name].reshape(rows, -1) for block in BLOCKS for name in parameters[block]]
+    return torch.cat([gradient.value[:, None].to(leaves[0].dtype), *leaves], 1)
+
+
+def stacked(
+    estimator: Estimator, model: LatentModel, parameters: Parameters, replicates: int, generator: torch.Generator
+) -> Tensor:
+    """``replicates`` independent estimates, ``(replicates, 1 + P)``, columns as in :func:`flatten`.
+
+    Estimates that draw different numbers of samples are computed in groups of equal length, so none pays for another.
+    """
+    with torch.no_grad():
+        guide = model.guide(parameters["phi"])
+        draws = estimator.draws(guide, replicates, generator)
+    out: Tensor | None = None
+    for draw in draws:
+        gradient = vmap(lambda noise: estimator.gradient(model, parameters, noise))(draw.noise)
+        rows = flatten(gradient, parameters)
+        if len(draws) == 1:
+            return rows
+        if out is None:
+            out = rows.new_empty(replicates, rows.shape[1])
+        out[draw.rows.to(rows.device)] = rows
+    assert out is not None
+    return out
+
+
+def batches(
+    estimator: Estimator,
+    model: LatentModel,
+    parameters: Parameters,
+    replicates: int,
+    generator: torch.Generator,
+    size: int,
+) -> Iterator[Tensor]:
+    """``replicates`` estimates in batches of at most ``size`` rows; memory does not grow with ``replicates``."""
+    for start in range(0, replicates, size):
+        yield stacked(estimator, model, parameters, min(size, replicates - start), generator)

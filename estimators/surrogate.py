@@ -1,0 +1,89 @@
+"""One surrogate for every estimator that is a weights rule.
+
+    sum_k  a_k P_k + b_k h_k  (phi)      sum_k  c_k t_k  (theta)
+
+One forward and one backward pass through log p(x, z) serve both blocks: the pass is pulled back with the model weights c,
+and each sample's z-gradient is rescaled by a / c before it goes on through the sampling path. So a doubly
+reparameterised estimate costs what an importance-weighted one costs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from .contract import Gradient, LatentModel, Parameters, Weights
+
+if TYPE_CHECKING:
+    from .contract import Block, Estimator
+
+
+def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Parameters, noise: Any) -> Gradient:
+    """The estimate that ``estimator.weights`` describes, at the latents that ``noise`` gives.
+
+    Arguments:
+        estimator: gives ``weights(log_w)`` and ``value(log_w)``.
+        model: data, joint density and guide.
+        parameters: blocks ``theta`` and ``phi``.
+        noise: one replicate's noise, ``(K, *batch, *event)``.
+
+    Returns:
+        value (scalar, mean over data points) and gradients shaped as the parameters.
+    """
+    theta = parameters["theta"]
+
+    def surrogate(phi: Block) -> tuple[Tensor, tuple[Tensor, Block]]:
+        guide = model.guide(phi)
+        z = guide.transform(noise)
+        held = z.detach()
+        log_p, pull_back = vjp(model.log_joint, theta, held)
+        log_q = guide.log_prob(held)
+        log_w = (log_p - log_q).detach()
+        points = log_w[0].numel()
+        weights = Weights(*estimator.weights(log_w))
+        path, score, model_weights = (_spread(weight, log_w, points) for weight in weights)
+
+        cotangent, ratio = _one_pass(path, model_weights, log_w)
+        theta_gradient, z_gradient = pull_back(cotangent)
+        if model_weights is None:
+            theta_gradient = {name: torch.zeros_like(leaf) for name, leaf in theta.items()}
+        total = log_w.new_zeros(())
+        if path is not None:
+            total = total + (_append_dims(ratio, z) * z_gradient * z).sum() - (path * guide.detach().log_prob(z)).sum()
+        if score is not None:
+            total = total + (score * log_q).sum()
+        value = estimator.value(log_w)
+        value = log_w.new_full((), torch.nan) if value is None else value.mean()
+        return total, (value, theta_gradient)
+
+    phi_gradient, (value, theta_gradient) = grad(surrogate, has_aux=True)(parameters["phi"])
+    return Gradient(value, theta_gradient, phi_gradient)
+
+
+def _spread(weight: Tensor | float | None, log_w: Tensor, points: int) -> Tensor | None:
+    """A weight as a tensor ``(K, *batch)`` of the mean over data points; an absent or plainly zero one as ``None``."""
+    if weight is None or (not isinstance(weight, Tensor) and weight == 0):
+        return None
+    return (torch.as_tensor(weight, dtype=log_w.dtype, device=log_w.device).detach() / points).expand_as(log_w)
+
+
+def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The cotangent of log p, and the ratio that turns the resulting z-gradient into the path's.
+
+    A model weight that is zero where the path weight is not is nudged by an amount that is lost in rounding.
+    """
+    if model is None:
+        return (torch.zeros_like(log_w), torch.zeros_like(log_w)) if path is None else (path, torch.ones_like(log_w))
+    if path is None:
+        return model, torch.zeros_like(log_w)
+    tiny = torch.finfo(log_w.dtype).tiny ** 0.5
+    model = torch.where((model == 0) & (path != 0), tiny, model)
+    return model, torch.where(path == 0, 0.0, path / torch.where(model == 0, 1.0, model))
+
+
+def _append_dims(weight: Tensor, z: Tensor) -> Tensor:
+    """``(K, *batch)`` as ``(K, *batch, 1, ...)``, to multiply ``(K, *batch, *event)``."""
+    return weight.reshape(weight.shape + (1,) * (z.ndim - weight.ndim))
