@@ -1,0 +1,170 @@
+"""Estimators that remove the bias of L_K for log p(x): the jackknife in part, randomised truncation in the limit.
+
+All are linear combinations of log-mean-weights over subsets or prefixes of the samples, hence weights rules: the gradient
+of log mean w over a subset S is sum over S of its own softmax times the gradient of log w_k.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .contract import Draw, Estimator, Guide, Refusal, Target, Weights
+
+SUMO_KNEE, SUMO_DECAY = 80, 0.9
+"""Luo et al.: P(N >= k) = 1/k up to k = 80, geometric with ratio 0.9 beyond."""
+
+
+@dataclass(frozen=True)
+class Jackknife(Estimator):
+    """Jackknife variational inference of first order.
+
+    .. math:: K \\hat L_K - (K-1) \\, \\overline{\\hat L_{K-1}}, \\qquad \\hat L_S = \\log |S|^{-1} \\sum_{k \\in S} w_k
+
+    with the mean over the K leave-one-out subsets. Total derivative, so path and score weights are opposite.
+
+    Warning:
+        Not a bound. Its bias for log p(x) is O(K^-2) where L_K's is O(K^-1), at the price of more variance.
+
+    References:
+        Nowozin (2018).
+
+    Example:
+        >>> Jackknife(num_samples=2).value(torch.tensor([0.0, 0.0]))
+        tensor(0.)
+    """
+
+    name = "jackknife"
+    family = "debiasing"
+    citations = ("nowozin2018",)
+    needs = frozenset({"reparameterizable"})
+    min_num_samples = 2
+    num_samples: int = 2
+    snr_slopes = {"theta": 0.5}
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        # log p(x) does not depend on phi; the phi-gradient is that of the jackknifed bound itself, which has no name here.
+        return {"theta": Target("log_marginal", unbiased=False), "phi": None}
+
+    def value(self, log_w: Tensor) -> Tensor:
+        K = self.num_samples
+        whole = log_w.logsumexp(0) - math.log(K)
+        left_out = _without_each(log_w).logsumexp(1).mean(0) - math.log(K - 1)
+        return K * whole - (K - 1) * left_out
+
+    def weights(self, log_w: Tensor) -> Weights:
+        K = self.num_samples
+        w = K * log_w.softmax(0) - (K - 1) * _without_each(log_w).softmax(1).mean(0)
+        return Weights(path=w, score=-w, model=w)
+
+
+def _without_each(log_w: Tensor) -> Tensor:
+    """``(K, K, *batch)``: row j holds the log-weights with the j-th replaced by minus infinity."""
+    K = log_w.shape[0]
+    diagonal = torch.eye(K, dtype=torch.bool, device=log_w.device).reshape(K, K, *(1,) * (log_w.ndim - 1))
+    return log_w.expand(K, *log_w.shape).masked_fill(diagonal, -math.inf)
+
+
+@dataclass(frozen=True)
+class SUMO(Estimator):
+    """Stochastically unbiased marginalisation objective: a Russian roulette over the increments of log mean w.
+
+    .. math:: S = \\hat L_m + \\sum_{j=1}^{N} \\frac{\\hat L_{m+j} - \\hat L_{m+j-1}}{P(N \\ge j)}
+
+    over prefixes of one set of m + N samples, m = ``num_samples``. Published tail: P(N >= j) = 1/j to j = 80, then
+    geometric with ratio 0.9, so E[N] = 5.08. theta ascends S; phi, which log p(x) does not depend on, ascends -S^2.
+
+    Arguments:
+        num_samples: m, the terms that are always computed.
+        cap: hard upper bound M on N. With it the estimate is unbiased for L_(m+M) and its variance exists; 0 means none.
+
+    Warning:
+        Without a cap the variance does not exist (nor, with this tail, does E|S|): no estimate of this kind has both finite
+        variance and finite cost, since k^2 E[Delta_k^2] tends to a constant. Sample variances of it are meaningless.
+
+    References:
+        Luo et al. (2020); Shi & Cornish (2021).
+
+    Example:
+        >>> [round(SUMO().survival(torch.tensor(k)).item(), 4) for k in (1, 2, 80, 81)]
+        [1.0, 0.5, 0.0125, 0.0113]
+    """
+
+    cap: int = 0
+
+    name = "sumo"
+    family = "debiasing"
+    citations = ("luo2020", "shi2021")
+    random_cost = True
+    needs = frozenset({"reparameterizable"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cap < 0:
+            raise Refusal(f"sumo needs cap >= 0 (0: no cap), not {self.cap}")
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        theta = Target("iwae", self.num_samples + self.cap) if self.cap else Target("log_marginal")
+        return {"theta": theta, "phi": None}
+
+    @property
+    def variance_exists(self) -> bool:
+        return self.cap > 0
+
+    def survival(self, k: Tensor) -> Tensor:
+        """P(N >= k) for k >= 1, float64; zero beyond the cap."""
+        k = k.double()
+        tail = torch.where(k < SUMO_KNEE, 1 / k, SUMO_DECAY ** (k - SUMO_KNEE) / SUMO_KNEE)
+        return torch.where(k > self.cap, 0.0, tail) if self.cap else tail
+
+    def lengths(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` draws of N, by inversion of the survival function."""
+        uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
+        # A double is never below 2^-53, which the tail reaches near k = 390: the table is complete.
+        table = self.survival(torch.arange(1, 513, device=uniform.device))
+        return (uniform[:, None] < table).sum(1)
+
+    def draws(self, guide: Guide, replicates: int, generator: torch.Generator) -> list[Draw]:
+        lengths = self.lengths(replicates, generator)
+        groups = []
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            groups.append(Draw(rows.cpu(), guide.noise((len(rows), self.num_samples + length), generator)))
+        return groups
+
+    def _prefixes(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficient of each prefix's log mean weight ``(K,)``, and log of each prefix's sum of weights ``(K, *batch)``."""
+        K, m = log_w.shape[0], self.num_samples
+        inverse = torch.zeros(K + 1, dtype=torch.float64, device=log_w.device)
+        inverse[m:K] = 1 / self.survival(torch.arange(1, K - m + 1, device=log_w.device))
+        coefficient = torch.zeros(K, dtype=torch.float64, device=log_w.device)
+        coefficient[m - 1] = 1.0
+        # The increment to prefix j + 1 enters with 1/P, and takes prefix j away with the same factor.
+        coefficient[m:] += inverse[m:K]
+        coefficient[m - 1 : K - 1] -= inverse[m:K]
+        return coefficient.to(log_w.dtype), log_w.logcumsumexp(0)
+
+    def value(self, log_w: Tensor) -> Tensor:
+        coefficient, log_sums = self._prefixes(log_w)
+        log_counts = torch.arange(1, log_w.shape[0] + 1, dtype=log_w.dtype, device=log_w.device).log()
+        return torch.tensordot(coefficient, log_sums - _column(log_counts, log_sums), 1)
+
+    def weights(self, log_w: Tensor) -> Weights:
+        coefficient, log_sums = self._prefixes(log_w)
+        K = log_w.shape[0]
+        later = torch.ones(K, K, dtype=torch.bool, device=log_w.device).triu()  # [k, j]: prefix j holds sample k
+        later = later.reshape(K, K, *(1,) * (log_w.ndim - 1))
+        softmaxes = (log_w[:, None] - log_sums[None]).masked_fill(~later, -math.inf).exp()
+        w = (softmaxes * _column(coefficient, log_sums)[None]).sum(1)
+        ascent = -2 * self.value(log_w) * w
+        return Weights(path=ascent, score=-ascent, model=w)
+
+
+def _column(vector: Tensor, like: Tensor) -> Tensor:
+    """``(K,)`` as ``(K, 1, ...)`` to multiply ``(K, *batch)``."""
+    return vector.reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,0 +1,114 @@
+"""Gradients of the importance-weighted bound L_K = E log (1/K) sum_k w_k.
+
+Notation: w~ = softmax(log w) along K; P_k, h_k, t_k as in :mod:`estimators.contract`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .contract import Estimator, Target, Weights
+
+
+@dataclass(frozen=True)
+class ImportanceWeighted(Estimator):
+    """Abstract: both blocks are unbiased for L_K; the value is log mean w."""
+
+    family = "multi-sample"
+    needs = frozenset({"reparameterizable"})
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        target = Target("iwae", self.num_samples)
+        return {"theta": target, "phi": target}
+
+    def value(self, log_w: Tensor) -> Tensor:
+        return log_w.logsumexp(0) - math.log(self.num_samples)
+
+
+@dataclass(frozen=True)
+class IWAE(ImportanceWeighted):
+    """Importance-weighted autoencoder, reparameterised (total derivative).
+
+    .. math:: \\sum_k \\tilde w_k (P_k - h_k)
+
+    Warning:
+        Its phi-gradient drowns in noise as K grows: the signal-to-noise ratio falls as K^(-1/2).
+
+    References:
+        Burda, Grosse & Salakhutdinov (2016); Rainforth et al. (2018) for the signal-to-noise ratio.
+
+    Example:
+        >>> IWAE(num_samples=2).weights(torch.tensor([0.0, 0.0])).score
+        tensor([-0.5000, -0.5000])
+    """
+
+    name = "iwae"
+    citations = ("burda2016", "rainforth2018")
+    snr_slopes = {"theta": 0.5, "phi": -0.5}
+
+    def weights(self, log_w: Tensor) -> Weights:
+        w = log_w.softmax(0)
+        return Weights(path=w, score=-w, model=w)
+
+
+@dataclass(frozen=True)
+class IWAEStickingTheLanding(ImportanceWeighted):
+    """IWAE with the score term left out of the phi-gradient.
+
+    .. math:: \\sum_k \\tilde w_k P_k
+
+    Warning:
+        For K > 1 biased for L_K: its expectation is the gradient of L_K plus the wake-phi direction sum_k w~_k h_k.
+
+    References:
+        Roeder, Wu & Duvenaud (2017); Tucker et al. (2019) and Finke & Thiery (2019) for the bias.
+
+    Example:
+        >>> IWAEStickingTheLanding(num_samples=2).targets["phi"]
+        Target(name='iwae', num_samples=2, unbiased=False)
+    """
+
+    name = "iwae-stl"
+    citations = ("roeder2017", "tucker2019", "finke2019")
+    snr_slopes = {"theta": 0.5, "phi": 0.5}
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        K = self.num_samples
+        return {"theta": Target("iwae", K), "phi": Target("iwae", K, unbiased=K == 1)}
+
+    def weights(self, log_w: Tensor) -> Weights:
+        w = log_w.softmax(0)
+        return Weights(path=w, score=None, model=w)
+
+
+@dataclass(frozen=True)
+class DReG(ImportanceWeighted):
+    """Doubly reparameterised gradient.
+
+    .. math:: \\sum_k \\tilde w_k^2 P_k \\quad (\\phi), \\qquad \\sum_k \\tilde w_k t_k \\quad (\\theta)
+
+    Warning:
+        theta takes w~, not its square. phi may enter through q alone; one stochastic layer. The sqrt(K) growth of the
+        signal-to-noise ratio needs a fourth moment of w: for Gaussians, rho > 3/4.
+
+    References:
+        Tucker, Lawson, Gu & Maddison (2019).
+
+    Example:
+        >>> DReG(num_samples=2).weights(torch.tensor([0.0, 0.0])).path
+        tensor([0.2500, 0.2500])
+    """
+
+    name = "dreg"
+    citations = ("tucker2019",)
+    snr_slopes = {"theta": 0.5, "phi": 0.5}
+
+    def weights(self, log_w: Tensor) -> Weights:
+        w = log_w.softmax(0)
+        return Weights(path=w.square(), score=None, model=w)
