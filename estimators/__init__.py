@@ -30,7 +30,7 @@ from .elbo import (
     StickingTheLanding,
 )
 from .gaussian import BonnetPrice
-from .guides import DiagonalGaussian
+from .guides import DiagonalGaussian, standard_log_prob
 from .multisample import IWAE, DReG, IWAEStickingTheLanding
 from .wake_sleep import ReweightedWakeSleep
 
@@ -104,4 +104,5 @@ __all__ = [
     "Weights",
     "get",
     "names",
+    "standard_log_prob",
 ]

@@ -2,8 +2,9 @@
 
     sum_k  a_k P_k + b_k h_k  (phi)      sum_k  c_k t_k  (theta)
 
-One forward and one backward pass through log p(x, z) serve both blocks: the pass is pulled back with the model weights c,
-and each sample's z-gradient is rescaled by a / c before it goes on through the sampling path. So a doubly
+One forward and one backward pass through log w = log p(x, z) - log q-bar(z) serve both blocks: it is pulled back with the
+model weights c (q-bar does not depend on theta), and each sample's z-gradient is rescaled by a / c before it goes on
+through the sampling path. So a doubly
 reparameterised estimate costs what an importance-weighted one costs.
 """
 
@@ -38,12 +39,14 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
     def surrogate(phi: Block) -> tuple[Tensor, tuple[Tensor, Block]]:
         guide = model.guide(phi)
         z = guide.transform(noise)
-        held = z.detach()
-        log_p, pull_back = vjp(model.log_joint, theta, held)
-        log_q = guide.log_prob(held)
-        log_w = (log_p - log_q).detach()
+        held, held_guide = z.detach(), guide.detach()
+
+        def log_weight(theta: Block, z: Tensor) -> Tensor:
+            return model.log_joint(theta, z) - held_guide.log_prob(z)
+
+        log_w, pull_back = vjp(log_weight, theta, held)
         points = log_w[0].numel()
-        weights = Weights(*estimator.weights(log_w))
+        weights = Weights(*estimator.weights(log_w.detach()))
         path, score, model_weights = (_spread(weight, log_w, points) for weight in weights)
 
         cotangent, ratio = _one_pass(path, model_weights, log_w)
@@ -52,10 +55,12 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
             theta_gradient = {name: torch.zeros_like(leaf) for name, leaf in theta.items()}
         total = log_w.new_zeros(())
         if path is not None:
-            total = total + (_append_dims(ratio, z) * z_gradient * z).sum() - (path * guide.detach().log_prob(z)).sum()
+            if ratio is not None:
+                z_gradient = _append_dims(ratio, z) * z_gradient
+            total = total + (z_gradient * z).sum()
         if score is not None:
-            total = total + (score * log_q).sum()
-        value = estimator.value(log_w)
+            total = total + (score * guide.log_prob(held)).sum()
+        value = estimator.value(log_w.detach())
         value = log_w.new_full((), torch.nan) if value is None else value.mean()
         return total, (value, theta_gradient)
 
@@ -70,15 +75,15 @@ def _spread(weight: Tensor | float | None, log_w: Tensor, points: int) -> Tensor
     return (torch.as_tensor(weight, dtype=log_w.dtype, device=log_w.device).detach() / points).expand_as(log_w)
 
 
-def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """The cotangent of log p, and the ratio that turns the resulting z-gradient into the path's.
+def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The cotangent of log w, and the ratio that turns the resulting z-gradient into the path's (``None``: one).
 
     A model weight that is zero where the path weight is not is nudged by an amount that is lost in rounding.
     """
-    if model is None:
-        return (torch.zeros_like(log_w), torch.zeros_like(log_w)) if path is None else (path, torch.ones_like(log_w))
     if path is None:
-        return model, torch.zeros_like(log_w)
+        return (torch.zeros_like(log_w) if model is None else model), None
+    if model is None:
+        return path, None
     tiny = torch.finfo(log_w.dtype).tiny ** 0.5
     model = torch.where((model == 0) & (path != 0), tiny, model)
     return model, torch.where(path == 0, 0.0, path / torch.where(model == 0, 1.0, model))

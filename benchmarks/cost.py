@@ -1,0 +1,144 @@
+"""What one gradient estimate costs: evaluations of log p(x, z), FLOPs, bytes, seconds.
+
+Evaluations, FLOPs and bytes are counted on single estimates, so they do not depend on the machine or on the chunk. One
+code path serves every device: synchronisation and memory go through ``torch.accelerator`` where there is one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from estimators import Block, Estimator, Guide, LatentModel, Parameters
+
+from .records import Cost
+
+
+class CountingModel(LatentModel):
+    """A model that counts how many values of log p(x, z) were asked for, data points counted singly."""
+
+    def __init__(self, model: LatentModel) -> None:
+        self.model = model
+        self.offers = model.offers
+        self.evaluations = 0
+
+    def _count(self, log_p: Tensor) -> Tensor:
+        self.evaluations += log_p.numel()
+        return log_p
+
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        return self._count(self.model.log_joint(theta, z))
+
+    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+        return self._count(self.model.log_likelihood(theta, z))
+
+    def guide(self, phi: Block) -> Guide:
+        return self.model.guide(phi)
+
+    def prior(self, theta: Block) -> Guide:
+        return self.model.prior(theta)
+
+
+class Meter(TorchDispatchMode):
+    """Counts FLOPs, and the peak of bytes alive that were made inside.
+
+    FLOPs are torch's own counts for matrix products and the like, and one per element of each pointwise operation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.alive = 0
+        self.peak = 0
+        self._seen: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, Tensor)]
+        product = flop_registry.get(func.overloadpacket)
+        if product is not None:
+            self.flops += product(*args, **(kwargs or {}), out_val=out)
+        elif torch.Tag.pointwise in func.tags:
+            self.flops += sum(t.numel() for t in made)
+        for tensor in made:
+            self._watch(tensor)
+        return out
+
+    def _watch(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen[key] = size
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._release, key)
+
+    def _release(self, key: int) -> None:
+        self.alive -= self._seen.pop(key, 0)
+
+
+def count(estimator: Estimator, model: LatentModel, parameters: Parameters, generator: torch.Generator) -> Cost:
+    """Exact evaluations, FLOPs and peak bytes of one estimate; the mean over 256 draws where the cost is random.
+
+    FLOPs as :class:`Meter` counts them.
+    """
+    with torch.no_grad():
+        guide = model.guide(parameters["phi"])
+    draws = estimator.draws(guide, 1, generator)
+    if estimator.random_cost:
+        draws = estimator.draws(guide, 256, generator)
+    rows = sum(len(draw.rows) for draw in draws)
+    evaluations = flops = 0.0
+    peak = 0
+    for draw in draws:
+        counting = CountingModel(model)
+        noise = torch.utils._pytree.tree_map(lambda leaf: leaf[0], draw.noise)
+        spent, high = metered(lambda counting=counting, noise=noise: estimator.gradient(counting, parameters, noise))
+        share = len(draw.rows) / rows
+        evaluations += share * counting.evaluations
+        flops += share * spent
+        peak = max(peak, high)
+    return Cost(evaluations_per_gradient=evaluations, flops_per_gradient=flops, peak_bytes=peak)
+
+
+def metered(work: Callable[[], Any]) -> tuple[int, int]:
+    """FLOPs of ``work`` and the peak of bytes that it keeps alive."""
+    with Meter() as meter:
+        work()
+    return meter.flops, meter.peak
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device; nothing to wait for on a CPU."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(torch.device(device))
+
+
+def seconds(work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.25) -> tuple[float, tuple[float, float]]:
+    """Median seconds of ``work`` and a 95 % interval of that median, one warm-up run excluded.
+
+    At least ``least`` runs, more until ``budget`` seconds are spent. The interval is the distribution-free one from order
+    statistics; with seven runs it is their whole range.
+    """
+    work()
+    synchronize(device)
+    taken: list[float] = []
+    while len(taken) < least or (sum(taken) < budget and len(taken) < 200):
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        taken.append(time.perf_counter() - start)
+    taken.sort()
+    n = len(taken)
+    low = int(stats.binom.ppf(0.025, n, 0.5))
+    return statistics.median(taken), (taken[max(low - 1, 0)], taken[min(n - low, n - 1)])

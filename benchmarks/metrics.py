@@ -1,0 +1,232 @@
+"""From moments and a reference to numbers with intervals: bias, variance, signal-to-noise ratio, tails, verdict.
+
+Notation: m the mean of R replicates of a block, g its reference, V the variance summed over coordinates. Intervals are
+95 %. What each number means to a reader is said in docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from arviz_stats.base import array_stats
+from scipy import stats
+from torch import Tensor
+
+from estimators import Target
+
+from .moments import BlockMoments
+from .records import BlockResult, Verdict
+
+LEVEL = 1e-5
+"""False-alarm rate of one block's verdict on an unbiased estimator, all directions together (Bonferroni)."""
+POWER_Z = float(stats.norm.isf(0.01))
+SEEABLE = 0.25
+"""A block passes only if a bias of this part of the reference gradient would have been seen with probability 0.99."""
+FEW = 10_000
+"""Blocks with more coordinates than this are tested along their directions alone."""
+Z95 = float(stats.norm.isf(0.025))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A block's reference: its gradient, the standard error of each coordinate (zeros where exact), and the method."""
+
+    gradient: Tensor
+    standard_error: Tensor
+    method: str
+
+
+def summarize(
+    moments: BlockMoments | None,
+    block: str,
+    *,
+    target: Target | None,
+    truth: Truth | None,
+    dimensions: int,
+    nonfinite: int,
+    declared_finite: bool,
+    resolution: float,
+    exact_variance: float | None = None,
+    snr_slope: float | None = None,
+) -> BlockResult:
+    """All numbers of one block.
+
+    Arguments:
+        moments: what was accumulated, or ``None`` where no replicate was finite.
+        declared_finite: whether the estimator says that its variance exists.
+        resolution: relative rounding error of the arithmetic that made the replicates.
+    """
+    common = {
+        "block": block,
+        "target": target.name if target else None,
+        "target_num_samples": target.num_samples if target else None,
+        "unbiased": target.unbiased if target else None,
+        "dimensions": dimensions,
+        "nonfinite": nonfinite,
+        "snr_slope_theory": snr_slope,
+    }
+    if moments is None or moments.coordinates is None or moments.coordinates.count < 2:
+        return BlockResult(**common, replicates=0, verdict="NONFINITE", verdict_reason="no finite replicates")
+    R = moments.coordinates.count
+    mean = moments.coordinates.mean
+    mean_norm = float(mean.norm())
+    V = float(moments.coordinates.variance.sum())
+    khat = tail_index(moments)
+    heavy = not declared_finite or _is_heavy(moments, khat)
+    numbers: dict[str, object] = {"mean_norm": mean_norm, "tail_index": khat, "variance_exists": not heavy}
+    skewness, kurtosis = _shape(moments)
+    if heavy:
+        numbers |= {"quantiles": _quantiles(moments)}
+    else:
+        V_error = math.sqrt(float(moments.distance.variance[0]) / R) if moments.distance else 0.0
+        numbers |= {
+            "variance": V,
+            "variance_interval": _log_interval(V, V_error) if khat is None or khat < 0.5 else None,
+            "exact_variance": exact_variance,
+            "skewness": skewness,
+            "kurtosis": kurtosis,
+            **_signal_to_noise(moments, mean_norm, V, V_error),
+        }
+    if truth is None:
+        verdict: tuple[Verdict, str] = ("NO_REFERENCE", "no target with a known gradient")
+    else:
+        bias, verdict = _bias(moments, truth, V, heavy, resolution, skewness)
+        numbers |= bias
+        if not heavy:
+            numbers["mse"] = V + float(bias["bias_norm"]) ** 2  # type: ignore[arg-type]
+    if nonfinite:
+        verdict = ("NONFINITE", f"{nonfinite} of {nonfinite + R} replicates are not finite")
+    return BlockResult(**common, replicates=R, verdict=verdict[0], verdict_reason=verdict[1], **numbers)  # type: ignore[arg-type]
+
+
+def tail_index(moments: BlockMoments) -> float | None:
+    """Generalised-Pareto shape k of the distance |gradient - centre|; the variance needs k < 1/2, its interval k < 1/4."""
+    norms = moments.tail.first.sqrt().numpy()
+    if len(norms) < 500 or norms.max() <= norms.mean() * (1 + 1e-9):
+        return None
+    khat = float(array_stats.pareto_khat(norms[None], r_eff=1.0, tail="right"))
+    return khat if math.isfinite(khat) else None
+
+
+def _is_heavy(moments: BlockMoments, khat: float | None) -> bool:
+    """The gate of docs/statistics.md: a thousandth of the draws must not carry the sum of squares."""
+    if moments.tail.count < 1000:
+        return False
+    share = moments.tail.share_of_largest()
+    return share > 0.5 or (share > 0.2 and khat is not None and khat > 0.5)
+
+
+def _quantiles(moments: BlockMoments) -> dict[str, float]:
+    """Quantiles of |gradient - centre| over the first replicates: what can be said where there is no variance."""
+    norms = moments.tail.first.sqrt().numpy()
+    return {f"{q:g}": float(np.quantile(norms, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)}
+
+
+def _shape(moments: BlockMoments) -> tuple[float | None, float | None]:
+    """Skewness (the largest in size over directions and coordinates) and kurtosis of the most skewed column."""
+    columns = [m for m in (moments.along, moments.coordinates) if m is not None and m.m3.numel()]
+    skewness = np.concatenate([m.skewness.cpu().numpy() for m in columns])
+    kurtosis = np.concatenate([m.kurtosis.cpu().numpy() for m in columns])
+    if not len(skewness):
+        return None, None
+    worst = int(np.abs(skewness).argmax())
+    return float(skewness[worst]), float(kurtosis[worst])
+
+
+def _log_interval(value: float, error: float) -> tuple[float, float] | None:
+    """95 % interval of a positive number from its standard error, on the log scale (delta method)."""
+    if value <= 0:
+        return (0.0, 0.0) if error == 0 else None
+    factor = math.exp(min(Z95 * error / value, 700.0))
+    return value / factor, value * factor
+
+
+def _signal_to_noise(moments: BlockMoments, mean_norm: float, V: float, V_error: float) -> dict[str, object]:
+    """|E g| / sqrt(V), the signal debiased by V/R, with an interval that allows for the errors of both.
+
+    tr(Sigma^2), which sets the noise of |m|^2, is taken from the variance of squared distances (2 tr(Sigma^2) for a normal
+    law, more for a heavier one: the interval errs on the wide side).
+    """
+    if V <= 0 or moments.distance is None:
+        return {}
+    R = moments.distance.count
+    trace_square = min(float(moments.distance.variance[0]) / 2, V * V)
+    along = float(moments.along.variance[0]) if moments.along is not None and moments.along.mean.numel() else V
+    signal = mean_norm**2 - V / R
+    signal_error = math.sqrt(4 * max(signal, 0.0) * along / R + 2 * trace_square / R**2)
+    low, high = max(signal - Z95 * signal_error, 0.0), max(signal, 0.0) + Z95 * signal_error
+    spread = math.exp(Z95 * V_error / (2 * V))
+    return {
+        "snr": math.sqrt(max(signal, 0.0) / V),
+        "snr_interval": (math.sqrt(low / V) / spread, math.sqrt(high / V) * spread),
+        "snr_floor": (2 * trace_square / V**2) ** 0.25 / math.sqrt(R),
+    }
+
+
+def _bias(
+    moments: BlockMoments, truth: Truth, V: float, heavy: bool, resolution: float, skewness: float | None
+) -> tuple[dict[str, object], tuple[Verdict, str]]:
+    """Bias and verdict against a reference.
+
+    The interval of |bias| uses P(|noise|^2 > 3.84 V/R) <= 0.05, which holds whatever the correlation between coordinates
+    (Szekely & Bakirov, 2003). The verdict tests every coordinate and every direction, Bonferroni-corrected.
+    """
+    assert moments.coordinates is not None and moments.along is not None
+    R, mean = moments.coordinates.count, moments.coordinates.mean
+    g, error = truth.gradient.to(mean), truth.standard_error.to(mean)
+    g_norm, difference = float(g.norm()), mean - g
+    distance = float(difference.norm())
+    noise = V / R + float(error.square().sum())
+    rounding = resolution * max(g_norm, float(mean.norm()), math.sqrt(V))
+    names, z, deviation = _z_scores(moments, truth, difference, error, rounding)
+    p = 2 * stats.t.sf(np.abs(z), R - 1)
+    worst = int(np.nanargmin(p))
+    p_all = min(1.0, float(p[worst]) * len(p))
+    threshold = float(stats.norm.isf(LEVEL / (2 * len(p))))
+    seeable = (threshold + POWER_Z) * deviation
+    numbers: dict[str, object] = {
+        "reference_norm": g_norm,
+        "reference_standard_error": math.sqrt(float(error.square().sum())),
+        "reference_method": truth.method,
+        "cosine": float(mean @ g) / (float(mean.norm()) * g_norm) if g_norm > 0 and float(mean.norm()) > 0 else None,
+    }
+    if heavy:
+        return numbers | {"bias_norm": distance}, ("HEAVY_TAIL", "the variance does not exist: no z-score, no interval")
+    numbers |= {
+        "bias_norm": math.sqrt(max(distance**2 - noise, 0.0)),
+        "bias_interval": (max(distance - Z95 * math.sqrt(noise), 0.0), distance + Z95 * math.sqrt(noise)),
+        "bias_z": float(stats.norm.isf(max(p_all, 1e-300) / 2)) if p_all < 1 else 0.0,
+        "worst_direction": names[worst],
+        "detectable_bias": seeable,
+    }
+    if p_all < LEVEL:
+        if R < max(200, 20 * (skewness or 0.0) ** 2):
+            return numbers, ("INCONCLUSIVE", f"skewness {skewness:.1f}: too few replicates to trust a z-score")
+        return numbers, ("BIASED", f"{names[worst]}: z = {z[worst]:+.1f}")
+    # Where the true gradient is zero, what could have been seen is held against the noise of one estimate instead.
+    scale, unit = (g_norm, "the gradient") if g_norm > 10 * rounding else (math.sqrt(V), "one estimate's noise")
+    seen = f"{seeable / scale:.1%} of {unit}" if scale > 0 else "rounding"
+    if seeable > SEEABLE * scale:
+        return numbers, ("INCONCLUSIVE", f"this run could only have seen a bias above {seen}")
+    return numbers, ("PASS", f"a bias above {seen} would have been seen")
+
+
+def _z_scores(
+    moments: BlockMoments, truth: Truth, difference: Tensor, error: Tensor, rounding: float
+) -> tuple[list[str], np.ndarray, float]:
+    """Names and z-scores of all coordinates and directions, and the standard error along the first direction."""
+    assert moments.coordinates is not None and moments.along is not None
+    R = moments.coordinates.count
+    directions = moments.directions.vectors.to(difference)
+    along_error = (moments.along.variance / R + error.square() @ directions.square().T + rounding**2).sqrt()
+    along = directions @ difference / along_error.clamp_min(1e-300)
+    each_error = (moments.coordinates.variance / R + error.square() + rounding**2).sqrt()
+    each = difference / each_error.clamp_min(1e-300)
+    if len(each) > FEW:
+        each = each[:0]  # thousands of coordinates would only blunt the test: the directions speak for them
+    names = [*moments.directions.names, *(f"{moments.block} coordinate {i}" for i in range(len(each)))]
+    z = np.concatenate([along.cpu().numpy(), each.cpu().numpy()])
+    deviation = float(along_error[0]) if len(along_error) else float(each_error.max())
+    return names, z, deviation

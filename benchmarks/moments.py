@@ -1,0 +1,198 @@
+"""The moment engine: replicates of a gradient in, streaming central moments out. Memory is constant in R.
+
+Columns are the value, every coordinate of the gradient, and a few *directions* (unit vectors) within each block. Non-finite
+replicates are counted and left out of every sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+RESERVOIR = 8192
+LARGEST = 1000
+FOURTH_ORDER_COLUMNS = 10_000
+RANDOM_DIRECTIONS = 8
+
+
+@dataclass
+class Moments:
+    """Count, mean and central sums of powers 2 to 4 of columns, float64; mergeable in any grouping.
+
+    ``m3`` and ``m4`` are empty where only second order is kept. Formulas: Chan, Golub & LeVeque (1979) for the mean and
+    second order, Pebay (2008) for third and fourth.
+
+    Example:
+        >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> merged = Moments.of(x[:30]).merge(Moments.of(x[30:]))
+        >>> torch.allclose(merged.variance, x.var(0))
+        True
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+    m3: Tensor
+    m4: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, order: int = 4) -> Moments:
+        """Moments of ``(R, C)`` rows, R >= 1."""
+        rows = rows.double()
+        mean = rows.mean(0)
+        centred = rows - mean
+        squares = centred.square()
+        empty = mean.new_empty(0)
+        m3 = (squares * centred).sum(0) if order == 4 else empty
+        m4 = squares.square().sum(0) if order == 4 else empty
+        return cls(rows.shape[0], mean, squares.sum(0), m3, m4)
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both samples together."""
+        a, b = self.count, other.count
+        n = a + b
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (b / n)
+        m2 = self.m2 + other.m2 + delta.square() * (a * b / n)
+        if not self.m3.numel():
+            return Moments(n, mean, m2, self.m3, self.m4)
+        m3 = self.m3 + other.m3 + delta**3 * (a * b * (a - b) / n**2) + 3 * delta * (a * other.m2 - b * self.m2) / n
+        m4 = (
+            self.m4
+            + other.m4
+            + delta**4 * (a * b * (a * a - a * b + b * b) / n**3)
+            + 6 * delta.square() * (a * a * other.m2 + b * b * self.m2) / n**2
+            + 4 * delta * (a * other.m3 - b * self.m3) / n
+        )
+        return Moments(n, mean, m2, m3, m4)
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased (n - 1) variance of each column."""
+        return self.m2 / max(self.count - 1, 1)
+
+    @property
+    def skewness(self) -> Tensor:
+        """Standardised third central moment; zero where the variance is zero."""
+        return torch.where(self.m2 > 0, self.count**0.5 * self.m3 / self.m2.clamp_min(1e-300) ** 1.5, 0.0)
+
+    @property
+    def kurtosis(self) -> Tensor:
+        """Standardised fourth central moment, 3 for a normal law; zero where the variance is zero."""
+        return torch.where(self.m2 > 0, self.count * self.m4 / self.m2.clamp_min(1e-300).square(), 0.0)
+
+
+@dataclass
+class Tail:
+    """What a column's tail looks like: its largest values, their share of the sum, and its first values as a sample."""
+
+    count: int = 0
+    total: float = 0.0
+    largest: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    first: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+
+    def add(self, values: Tensor) -> None:
+        """Take in non-negative values ``(R,)``."""
+        values = values.double().cpu()
+        self.count += len(values)
+        self.total += float(values.sum())
+        both = torch.cat([self.largest, values])
+        self.largest = both.topk(min(LARGEST, len(both))).values
+        if len(self.first) < RESERVOIR:
+            self.first = torch.cat([self.first, values[: RESERVOIR - len(self.first)]])
+
+    def share_of_largest(self, fraction: float = 1e-3) -> float:
+        """The part of the sum that the largest ``fraction`` of the values carries."""
+        top = max(1, int(self.count * fraction))
+        return float(self.largest[:top].sum()) / self.total if self.total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Unit vectors within one block: first the direction of its centre, then fixed random ones; ``(m, dimensions)``."""
+
+    vectors: Tensor
+    names: list[str]
+
+    @classmethod
+    def around(cls, centre: Tensor, block: str) -> Directions:
+        """Directions for a block whose reference gradient, or a first estimate of it, is ``centre``."""
+        names, vectors = [], []
+        norm = centre.norm()
+        if norm > 0:
+            names.append(f"{block}: along the gradient")
+            vectors.append(centre / norm)
+        if len(centre) > 1:
+            generator = torch.Generator().manual_seed(len(centre))
+            random = torch.randn(RANDOM_DIRECTIONS, len(centre), generator=generator, dtype=torch.float64)
+            random = random.to(centre)
+            vectors += list(random / random.norm(dim=1, keepdim=True))
+            names += [f"{block}: random direction {i}" for i in range(RANDOM_DIRECTIONS)]
+        return cls(torch.stack(vectors) if vectors else centre.new_empty(0, len(centre)), names)
+
+
+class BlockMoments:
+    """Everything that is accumulated for one block: coordinates, directions, and squared distance from a fixed centre."""
+
+    def __init__(self, block: str, centre: Tensor) -> None:
+        self.block = block
+        self.centre = centre
+        self.directions = Directions.around(centre, block)
+        self.order = 4 if len(centre) <= FOURTH_ORDER_COLUMNS else 2
+        self.coordinates: Moments | None = None
+        self.along: Moments | None = None
+        self.distance: Moments | None = None
+        self.tail = Tail()
+
+    def add(self, rows: Tensor) -> None:
+        """Take in finite rows ``(R, dimensions)``."""
+        self.coordinates = _merged(self.coordinates, Moments.of(rows, self.order))
+        self.along = _merged(self.along, Moments.of(rows @ self.directions.vectors.T.to(rows), 4))
+        squared = (rows.double() - self.centre).square().sum(1)
+        self.distance = _merged(self.distance, Moments.of(squared[:, None], 4))
+        self.tail.add(squared)
+
+
+def _merged(old: Moments | None, new: Moments) -> Moments:
+    return new if old is None else old.merge(new)
+
+
+class GradientMoments:
+    """Moments of the value and of both blocks of a gradient, from batches of replicates.
+
+    Arguments:
+        sizes: number of columns of ``value`` (1), ``theta`` and ``phi``.
+        centres: reference value or gradient of each of them, float64, or ``None`` to take the mean of the first batch.
+    """
+
+    def __init__(self, sizes: dict[str, int], centres: dict[str, Tensor | None]) -> None:
+        self.sizes = sizes
+        self.centres = centres
+        self.blocks: dict[str, BlockMoments] = {}
+        self.nonfinite = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in a batch ``(R, 1 + P)``. A value that the estimator does not give (NaN throughout) does not count."""
+        columns = dict(zip(self.sizes, rows.split(list(self.sizes.values()), 1), strict=True))
+        if bool(columns["value"].isnan().all()):
+            columns.pop("value")
+        finite = torch.cat(list(columns.values()), 1).isfinite().all(1)
+        self.nonfinite += int((~finite).sum())
+        if not bool(finite.any()):
+            return
+        for name, block_rows in columns.items():
+            kept = block_rows if bool(finite.all()) else block_rows[finite]
+            if name not in self.blocks:
+                centre = self.centres[name]
+                centre = kept.double().mean(0) if centre is None else centre.to(kept.device)
+                self.blocks[name] = BlockMoments(name, centre)
+            self.blocks[name].add(kept)
+
+    def extend(self, batches: Iterable[Tensor]) -> GradientMoments:
+        """Take in all batches."""
+        for rows in batches:
+            self.add(rows)
+        return self

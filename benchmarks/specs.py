@@ -1,0 +1,149 @@
+"""Specifications: how problems and estimators are written on a command line and in a record.
+
+``name`` or ``name[parameter=value,...]``. The canonical form spells out every parameter, in the order of definition, so
+that equal settings have equal text. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_SPEC = re.compile(r"^(?P<name>[^\[\]]+?)(\[(?P<settings>.*)\])?$", re.DOTALL)
+_FALSE_TRUE = {"false": False, "true": True}
+
+
+class SpecError(ValueError):
+    """A specification that cannot be read, or that names what is not there. One line, fit to be shown."""
+
+
+def nearest(wrong: str, allowed: Iterable[str]) -> str:
+    """``; did you mean X?`` where something is near, else the list of what is allowed."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(wrong, allowed, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """Name and raw settings of a specification.
+
+    Raises:
+        SpecError: if the brackets or a ``parameter=value`` pair do not fit.
+
+    Example:
+        >>> parse("rainforth[dim=4, points=8]")
+        ('rainforth', {'dim': '4', 'points': '8'})
+    """
+    match = _SPEC.match(text.strip())
+    if match is None:
+        raise SpecError(f"cannot read {text!r}: write name or name[parameter=value,...]")
+    settings: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in (match["settings"] or "").split(","))):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key or not value:
+            raise SpecError(f"cannot read {pair!r} in {text!r}: write parameter=value")
+        if key in settings:
+            raise SpecError(f"{key!r} is given twice in {text!r}")
+        settings[key] = value
+    return match["name"].strip(), settings
+
+
+def settings_of(kind: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a dataclass that belong to its identity: all but keyword-only ones."""
+    return {field.name: field for field in dataclasses.fields(kind) if field.init and not field.kw_only}
+
+
+def convert(kind: type, raw: Mapping[str, str]) -> dict[str, Any]:
+    """Raw settings as values of the field types (int, float, bool, str) of a dataclass.
+
+    Raises:
+        SpecError: for an unknown parameter or a value of the wrong type.
+    """
+    fields = settings_of(kind)
+    values: dict[str, Any] = {}
+    for key, text in raw.items():
+        if key not in fields:
+            raise SpecError(f"{_label(kind)} has no parameter {key!r}; {nearest(key, fields) if fields else 'it has none'}")
+        values[key] = _value(f"{_label(kind)}[{key}]", text, str(fields[key].type))
+    return values
+
+
+def _value(where: str, text: str, kind: str) -> Any:
+    try:
+        if kind == "int":
+            return int(text)
+        if kind == "float":
+            value = float(text)
+            if value - value != 0:
+                raise ValueError("not finite")
+            return value
+        if kind == "bool":
+            return _FALSE_TRUE[text.lower()]
+    except (ValueError, KeyError):
+        words = {"int": "a whole number", "float": "a finite number", "bool": "true or false"}
+        raise SpecError(f"{where} takes {words[kind]}, not {text!r}") from None
+    return text
+
+
+def canonical(component: Any, leave_out: tuple[str, ...] = ()) -> str:
+    """The canonical specification of a problem or estimator instance."""
+    pairs = [
+        f"{name}={_text(getattr(component, name))}" for name in settings_of(type(component)) if name not in leave_out
+    ]
+    return _label(type(component)) + (f"[{','.join(pairs)}]" if pairs else "")
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+
+
+def _label(kind: type) -> str:
+    return getattr(kind, "name", "") or kind.__name__
+
+
+def expand(pattern: str, names: Iterable[str], what: str) -> list[str]:
+    """The names that a glob (or a plain name) stands for, with the settings of the pattern kept.
+
+    Raises:
+        SpecError: where nothing fits.
+
+    Example:
+        >>> expand("iwae*", ["dreg", "iwae", "iwae-stl"], "estimator")
+        ['iwae', 'iwae-stl']
+        >>> expand("sumo[cap=4]", ["sumo"], "estimator")
+        ['sumo[cap=4]']
+    """
+    names = list(names)
+    name, _ = parse(pattern)
+    settings = pattern.strip()[len(name) :].strip()
+    found = [each for each in names if fnmatch.fnmatchcase(each, name)]
+    if not found:
+        raise SpecError(f"no {what} {name!r}; {nearest(name, names)}")
+    return [each + settings for each in found]
+
+
+def select(patterns: Iterable[str], names: Iterable[str], what: str) -> list[str]:
+    """What several patterns stand for together, in order; one that starts with ``!`` takes away from those before it.
+
+    Raises:
+        SpecError: where a pattern fits nothing, or nothing remains.
+
+    Example:
+        >>> select(["*", "!pyro-*"], ["iwae", "pyro-trace-elbo"], "estimator")
+        ['iwae']
+    """
+    patterns, names = list(patterns), list(names)
+    found: list[str] = []
+    for pattern in patterns:
+        if pattern.startswith("!"):
+            gone = set(expand(pattern[1:], names, what))
+            found = [each for each in found if parse(each)[0] not in gone]
+        else:
+            found += expand(pattern, names, what)
+    if not found:
+        raise SpecError(f"{', '.join(patterns)} leaves no {what}")
+    return list(dict.fromkeys(found))
