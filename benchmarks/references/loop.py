@@ -1,0 +1,112 @@
+"""Estimators of other libraries: they draw their own noise and give one estimate per call.
+
+What such a library offers cannot be handed noise and cannot be vectorised over replicates, so the engine asks for
+replicates instead. Its estimates are under test here, as ours are; they are no authority.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from estimators import BLOCKS, Draw, Estimator, Gradient, Guide, LatentModel, Parameters
+
+from ..cost import metered
+from ..problems.problem import Problem
+from ..records import Cost
+
+
+@dataclass(frozen=True)
+class LoopEstimator(Estimator):
+    """Abstract: an estimator that another library draws, one estimate at a time.
+
+    Subclasses give :meth:`estimates` and :meth:`evaluations`. ``library`` says whose it is; ``counterpart`` names the
+    estimator of this suite that claims the same.
+    """
+
+    library: ClassVar[str] = ""
+    counterpart: ClassVar[str] = ""
+
+    @abstractmethod
+    def estimates(self, problem: Problem, parameters: Parameters) -> Generator[Gradient, None, None]:
+        """Independent estimates without end, drawn from torch's global generator of the problem's device.
+
+        In ascent direction, of the mean over data points. The tensors of one may be overwritten by the next.
+        """
+
+    def gradients(self, problem: Problem, parameters: Parameters, replicates: int, seed: int) -> Gradient:
+        """``replicates`` independent estimates; equal seeds give equal numbers, and no global random state is changed.
+
+        Arguments:
+            problem: data and model; one that :meth:`refuses` lets pass.
+            parameters: blocks ``theta`` and ``phi``, never written to.
+            replicates: how many estimates.
+            seed: any integer of 64 bits.
+
+        Returns:
+            value ``(replicates,)`` in nats (mean over data points, detached) and gradients ``(replicates, *leaf)``.
+        """
+        value = problem.data.new_empty(replicates)
+        blocks = {
+            block: {name: leaf.new_empty((replicates, *leaf.shape)) for name, leaf in parameters[block].items()}
+            for block in BLOCKS
+        }
+        # Closed, not left to the garbage collector: a library may have its own global state to put back.
+        with own_randomness(seed, problem.data.device), closing(self.estimates(problem, parameters)) as estimates:
+            for row, estimate in zip(range(replicates), estimates, strict=False):
+                value[row] = estimate.value
+                for block, of_block in (("theta", estimate.theta), ("phi", estimate.phi)):
+                    for name, leaf in blocks[block].items():
+                        leaf[row] = of_block[name]
+        return Gradient(value, blocks["theta"], blocks["phi"])
+
+    @abstractmethod
+    def evaluations(self, problem: Problem, parameters: Parameters) -> float:
+        """Values of log p(x, z) that one estimate asks for, data points counted singly; counted, not assumed."""
+
+    def count(self, problem: Problem, parameters: Parameters) -> Cost:
+        """Exact evaluations, FLOPs and peak bytes of one estimate, as :func:`benchmarks.cost.count` takes them."""
+        with own_randomness(0, problem.data.device), closing(self.estimates(problem, parameters)) as estimates:
+            next(estimates)  # so that what is made once is not counted
+            flops, peak = metered(lambda: next(estimates))
+        evaluations = self.evaluations(problem, parameters)
+        return Cost(evaluations_per_gradient=evaluations, flops_per_gradient=flops, peak_bytes=peak)
+
+    def draws(self, guide: Guide, replicates: int, generator: torch.Generator) -> list[Draw]:
+        raise NotImplementedError(f"{self.label()} draws its own noise: call gradients()")
+
+    def gradient(self, model: LatentModel, parameters: Parameters, noise: Any) -> Gradient:
+        raise NotImplementedError(f"{self.label()} draws its own noise: call gradients()")
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generator of one device, seeded within and as before without.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with own_randomness(7, torch.device("cpu")):
+        ...     first = torch.rand(2)
+        >>> with own_randomness(7, torch.device("cpu")):
+        ...     torch.equal(first, torch.rand(2))
+        True
+        >>> torch.equal(before, torch.get_rng_state())
+        True
+    """
+    # torch.manual_seed would seed every device there is, and so change generators that are not restored here.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cpu":
+            yield
+            return
+        module = torch.get_device_module(device)
+        index = module.current_device() if device.index is None else device.index
+        with torch.random.fork_rng(devices=[index], device_type=device.type):
+            with module.device(index):
+                module.manual_seed(seed)
+            yield
