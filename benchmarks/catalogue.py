@@ -1,0 +1,108 @@
+"""Plain data about components, for ``list``, ``check --json`` and ``reference --json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from estimators import BLOCKS, Parameters, Target
+
+from .check import Checked, exact
+from .problems import Problem
+from .registry import Registry
+from .specs import SpecError, settings_of
+
+
+def catalogue(registry: Registry, what: str) -> list[dict[str, Any]]:
+    """One row per component: names, targets, needs, a line."""
+    if what == "problems":
+        return [
+            {
+                "name": name,
+                "exact_targets": list(kind.exact_targets),
+                "offers": sorted(kind.offers),
+                "parameters": {key: field.default for key, field in settings_of(kind).items()},
+                "summary": kind.summary,
+                "citations": list(kind.citations),
+                "line": f"{kind.summary} [exact: {', '.join(kind.exact_targets) or 'none'}]",
+            }
+            for name, kind in registry.problems.items()
+        ]
+    rows = []
+    for name, kind in registry.estimators.items():
+        estimator = registry.estimator(name, max(2, kind.min_num_samples))
+        targets = {block: None if target is None else target.name for block, target in estimator.targets.items()}
+        unbiased = {block: None if t is None else t.unbiased for block, t in estimator.targets.items()}
+        claims = ", ".join(
+            f"{block} {targets[block]}{'' if unbiased[block] else ' (biased)'}" if targets[block] else f"{block} none"
+            for block in BLOCKS
+        )
+        summary = (kind.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
+        rows.append(
+            {
+                "name": name,
+                "targets": targets,
+                "unbiased": unbiased,
+                "needs": sorted(kind.needs),
+                "min_num_samples": kind.min_num_samples,
+                "variance_exists": estimator.variance_exists,
+                "family": kind.family,
+                "library": getattr(kind, "library", "gradest"),
+                "summary": summary,
+                "citations": list(kind.citations),
+                "line": f"{summary} [{claims}]",
+            }
+        )
+    return rows
+
+
+def finding_row(checked: Checked) -> dict[str, Any]:
+    """A finding as plain data; numbers that do not exist are null."""
+    finding = checked.finding
+    return {
+        "problem": checked.problem,
+        "targets": checked.targets,
+        "outcome": finding.outcome,
+        "reason": finding.reason,
+        "draws": finding.draws,
+        "direction": finding.direction or None,
+        "bias": _finite(finding.bias),
+        "standard_error": _finite(finding.standard_error),
+        "effect": _finite(finding.effect),
+        "evidence": finding.evidence,
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if number - number == 0 else None
+
+
+def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
+    """The exact value and gradient of a target as plain data, beside the parameters and data that it belongs to.
+
+    Raises:
+        SpecError: if the problem does not know it.
+    """
+    found = exact(problem, target)
+    if found is None:
+        raise SpecError(f"{problem.name} does not know {target.name} exactly; it knows: "
+                        f"{', '.join(problem.exact_targets) or 'nothing'}")  # fmt: skip
+    return {
+        "problem": problem.spec,
+        "target": target.name,
+        "num_samples": target.num_samples,
+        "value": found.value,
+        "gradient": _plain(found.gradient),
+        "standard_error": 0 if found.standard_error is None else _plain(found.standard_error),
+        "method": found.method,
+        "parameters": _plain(problem.parameters),
+        "data": problem.data.tolist(),
+    }
+
+
+def _plain(tree: Parameters) -> dict[str, dict[str, Any]]:
+    def listed(leaf: Tensor) -> Any:
+        return leaf.tolist() if leaf.ndim else [leaf.item()]
+
+    return {block: {name: listed(leaf) for name, leaf in leaves.items()} for block, leaves in tree.items()}

@@ -1,0 +1,110 @@
+"""``gradest check``: one estimator held against exact truth on a panel of problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from estimators import BLOCKS, Estimator, Refusal, Target
+from estimators.testing import Finding, check_stream, check_unbiased
+
+from .measure import batches
+from .problems import Problem, Reference
+from .references.loop import LoopEstimator
+from .specs import SpecError
+
+PANEL = (
+    "gaussian-1d[loc=1.5,scale=0.6,x=1.3,prior_loc=0.2]",
+    "gaussian-1d[loc=-1.4,scale=1.1,x=-1.3,prior_loc=-0.3]",
+    "gaussian-1d[loc=1.6,scale=0.8,x=1.5,prior_loc=0.5]",
+    "linear-gaussian[dim=3,data_dim=4,seed=1]",
+    "rainforth[dim=3,points=2,perturbation=0.5,seed=1]",
+)
+"""Where estimators are checked unless problems are named: q narrower and wider than the posterior (rho 0.72, 2.42, 1.28 and
+4/3), no gradient component near zero, several dimensions, several data points."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found of one estimator on one problem."""
+
+    problem: str
+    targets: dict[str, str]
+    finding: Finding
+
+
+def check(
+    estimator: Estimator, problems: list[Problem], *, override: Target | None, seed: int, max_draws: int
+) -> list[Checked]:
+    """Findings on each problem that knows the exact gradient of something that the estimator claims.
+
+    Arguments:
+        override: a target to hold both blocks against, in place of what the estimator declares.
+        seed: of all draws.
+        max_draws: of one round of the sequential test.
+    """
+    found = []
+    for problem in problems:
+        reason = estimator.refuses(problem)
+        if reason is not None:
+            found.append(Checked(problem.spec, {}, Finding("INCONCLUSIVE", reason)))
+            continue
+        truth, targets = _truth(estimator, problem, override)
+        if truth:
+            found.append(Checked(problem.spec, targets, _finding(estimator, problem, truth, seed, max_draws)))
+    return found
+
+
+def _finding(estimator: Estimator, problem: Problem, truth: dict[str, Any], seed: int, max_draws: int) -> Finding:
+    parameters = problem.parameters
+    try:
+        if isinstance(estimator, LoopEstimator):
+            streams = iter(range(seed * 1000, seed * 1000 + 1000))
+            return check_stream(
+                lambda: (rows.double() for rows in batches(estimator, problem, 10**9, next(streams))),
+                parameters, truth, pilot=4000, max_draws=max_draws // 100,
+            )  # fmt: skip
+        return check_unbiased(estimator, problem, parameters, truth, seed=seed, max_draws=max_draws)
+    except (Refusal, SpecError):
+        raise
+    except Exception as problem_:
+        line = str(problem_).splitlines()[0] if str(problem_) else ""
+        raise SpecError(f"{estimator.label()} failed on {problem.spec}: {type(problem_).__name__}: {line}") from problem_
+
+
+def _truth(
+    estimator: Estimator, problem: Problem, override: Target | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The exact value and gradients that apply, and the names of their targets."""
+    truth: dict[str, Any] = {}
+    targets: dict[str, str] = {}
+    for block in BLOCKS:
+        target = override or estimator.targets[block]
+        reference = None if target is None else exact(problem, target)
+        if reference is None or target is None or block not in reference.gradient:
+            continue
+        truth[block] = reference.gradient[block]
+        targets[block] = str(target) if target.unbiased else f"{target} (declared biased)"
+        if block == "theta" and reference.value is not None:
+            truth["value"] = reference.value
+    return truth, targets
+
+
+def exact(problem: Problem, target: Target) -> Reference | None:
+    """The exact reference of a target, where the problem knows it; one sample makes L_1 the ELBO."""
+    if target.name == "iwae" and target.num_samples == 1 and "iwae" not in problem.exact_targets:
+        target = Target("elbo")
+    with torch.no_grad():
+        return problem.exact(target)
+
+
+def exit_code(found: list[Checked]) -> int:
+    """0 unbiased, 1 bias or a non-finite estimate found, 3 no verdict."""
+    outcomes = {each.finding.outcome for each in found}
+    if outcomes & {"BIASED", "NONFINITE"}:
+        return 1
+    # A problem that the estimator cannot work on leaves no doubt about those on which it can.
+    judged = {each.finding.outcome for each in found if each.targets}
+    return 0 if judged == {"PASS"} else 3

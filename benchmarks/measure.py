@@ -1,0 +1,187 @@
+"""One cell: problem, estimator, settings and seed in, one record out. Plain data on both sides."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from estimators import BLOCKS, Estimator, Refusal, Target, replicates
+
+from . import cost, quiet
+from .metrics import Truth, summarize
+from .moments import GradientMoments
+from .problems.problem import Problem, Reference
+from .records import Cell, Cost, Record
+from .references.long_run import long_run
+from .references.loop import LoopEstimator
+from .registry import Registry
+from .specs import SpecError
+from .streams import batch_rows, generator
+
+REFERENCE_FACTOR = 4
+"""A long-run reference has this many times the replicates of the cell that it judges."""
+LOOP_ROWS = 16
+"""Replicates per batch of an estimator that cannot be vectorised."""
+
+
+def run_cell(cell: dict[str, Any], plugins: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Measure one cell; whatever happens inside becomes the record's status and reason."""
+    identity = Cell.model_validate(cell)
+    start = time.perf_counter()
+    facts: dict[str, Any] = {}
+    try:
+        facts = _measure(identity, plugins)
+    except (Refusal, SpecError) as problem:
+        facts = {"status": "refused", "reason": str(problem)}
+    except Exception as problem:
+        reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+        facts = {"status": "error", "reason": reason, "traceback": traceback.format_exc(limit=-8)}
+    record = Record(id=identity.id, cell=identity, seconds=time.perf_counter() - start, **facts)
+    return record.model_dump(mode="json")
+
+
+def _measure(cell: Cell, plugins: tuple[str, ...]) -> dict[str, Any]:
+    registry = Registry(plugins)
+    estimator = registry.estimator(cell.estimator, cell.num_samples)
+    problem = registry.problem(cell.problem, cell.dtype, cell.device)
+    facts: dict[str, Any] = {
+        "library": getattr(estimator, "library", "gradest"),
+        "counterpart": getattr(estimator, "counterpart", None),
+        "family": estimator.family,
+        "summary": summary(estimator),
+        "citations": [*estimator.citations, *problem.citations],
+        "tail_ratio": problem.tail_ratio,
+    }
+    reason = estimator.refuses(problem)
+    if reason is not None:
+        return {**facts, "status": "refused", "reason": reason}
+    truths = {block: truth(problem, estimator, block, cell.replicates) for block in ("value", *BLOCKS)}
+    sizes = block_sizes(problem)
+    moments = GradientMoments(sizes, {block: None if t is None else t.gradient for block, t in truths.items()})
+    for rows in quietly(batches(estimator, problem, cell.replicates, cell.seed)):
+        moments.add(rows)
+    resolution = 32 * torch.finfo(getattr(torch, problem.dtype)).eps
+    blocks = [
+        summarize(
+            moments.blocks.get(block),
+            block,
+            target=target_of(estimator, block),
+            truth=truths[block],
+            dimensions=sizes[block],
+            nonfinite=moments.nonfinite,
+            # theta's claim is for the gradient and the value; phi's moments are at most theirs
+            declared_finite=estimator.variance_exists,
+            resolution=resolution,
+            exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
+            snr_slope=estimator.snr_slopes.get(block),
+        )
+        for block in ("value", *BLOCKS)
+        if block != "value" or "value" in moments.blocks
+    ]
+    status = "nonfinite" if moments.nonfinite else "ok"
+    reason = f"{moments.nonfinite} of {cell.replicates} replicates are not finite" if moments.nonfinite else ""
+    return {**facts, "status": status, "reason": reason, "blocks": blocks, "cost": price(estimator, problem)}
+
+
+def summary(component: Any) -> str:
+    """The first sentence of a class's documentation."""
+    return (type(component).__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
+
+
+def block_sizes(problem: Problem) -> dict[str, int]:
+    """Columns of value, theta and phi."""
+    return {"value": 1} | {block: sum(leaf.numel() for leaf in problem.parameters[block].values()) for block in BLOCKS}
+
+
+def target_of(estimator: Estimator, block: str) -> Target | None:
+    """What a block estimates; the value belongs to theta's target."""
+    return estimator.targets["theta" if block == "value" else block]
+
+
+def truth(problem: Problem, estimator: Estimator, block: str, count: int) -> Truth | None:
+    """The reference that a block is judged by: exact where known, a long run where not."""
+    target = target_of(estimator, block)
+    if target is None:
+        return None
+    reference = problem.exact(target)
+    if reference is None:
+        reference = long_run(problem, target, estimator, REFERENCE_FACTOR * count)
+    return None if reference is None else as_truth(reference, block, problem)
+
+
+def as_truth(reference: Reference, block: str, problem: Problem) -> Truth | None:
+    """One block of a reference, flattened in float64."""
+    if block == "value":
+        if reference.value is None:
+            return None
+        like = {"dtype": torch.float64, "device": problem.device}
+        value = torch.tensor([reference.value], **like)  # type: ignore[arg-type]
+        return Truth(value, torch.full_like(value, reference.value_standard_error), reference.method)
+    leaves = reference.gradient.get(block)
+    if leaves is None:
+        return None
+
+    def flat(tree: dict[str, Tensor]) -> Tensor:
+        return torch.cat([tree[name].reshape(-1).double() for name in problem.parameters[block]])
+
+    gradient = flat(leaves)
+    error = reference.standard_error
+    return Truth(gradient, torch.zeros_like(gradient) if error is None else flat(error[block]), reference.method)
+
+
+def batches(estimator: Estimator, problem: Problem, count: int, seed: int) -> Iterator[Tensor]:
+    """Replicates of a cell in batches ``(rows, 1 + P)``, from the stream of its problem, K and seed."""
+    parameters = problem.parameters
+    identity = (problem.spec, estimator.num_samples, seed)
+    if isinstance(estimator, LoopEstimator):
+        for start in range(0, count, LOOP_ROWS):
+            number = generator("cpu", "loop", *identity, start).initial_seed()
+            rows = min(LOOP_ROWS, count - start)
+            yield replicates.flatten(estimator.gradients(problem, parameters, rows, number), parameters)
+        return
+    stream = generator(problem.device, "gradient", *identity)
+    size = batch_rows(problem, estimator.num_samples)
+    yield from replicates.batches(estimator, problem, parameters, count, stream, size)
+
+
+def quietly(source: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same batches, none of them made while another worker takes times."""
+    while True:
+        with quiet.busy():
+            rows = next(source, None)
+        if rows is None:
+            return
+        yield rows
+
+
+def price(estimator: Estimator, problem: Problem) -> Cost:
+    """Counted and timed cost of one estimate, noise included."""
+    stream = generator(problem.device, "cost", problem.spec, estimator.num_samples)
+    parameters = problem.parameters
+    if isinstance(estimator, LoopEstimator):
+        counted = estimator.count(problem, parameters)
+        chunk = LOOP_ROWS
+
+        def work() -> object:
+            return estimator.gradients(problem, parameters, chunk, 0)
+    else:
+        counted, chunk = cost.count(estimator, problem, parameters, stream), batch_rows(problem, estimator.num_samples)
+
+        def work() -> object:
+            return replicates.stacked(estimator, problem, parameters, chunk, stream)
+
+    with quiet.alone():
+        median, (low, high) = cost.seconds(work, problem.device)
+    return counted.model_copy(
+        update={
+            "seconds_per_gradient": median / chunk,
+            "seconds_interval": (low / chunk, high / chunk),
+            "gradients_per_second": chunk / median,
+            "chunk": chunk,
+        }
+    )

@@ -1,0 +1,128 @@
+"""From a configuration, or options on the command line, to the list of cells of a run."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from estimators import Refusal
+
+from .records import Cell
+from .registry import Registry, check_device, estimator_spec
+from .specs import SpecError, select
+
+
+class Suite(BaseModel):
+    """Problems x estimators x numbers of samples x seeds, with their settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    problems: list[str] = Field(min_length=1)
+    estimators: list[str] = Field(default=["*"], min_length=1)
+    num_samples: list[int] = Field(default=[1, 8, 64], min_length=1)
+    replicates: int = Field(default=4000, ge=2, le=100_000_000)
+    seeds: int = Field(default=1, ge=1, le=10_000)
+    dtype: str | None = Field(default=None, pattern="^(float32|float64)$")
+    device: str = "cpu"
+
+
+class Config(BaseModel):
+    """A run: one or more suites."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: list[Suite] = Field(min_length=1)
+
+
+DEFAULT = Path(__file__).with_name("default.toml")
+
+
+def read_config(path: Path) -> Config:
+    """A configuration from a TOML file.
+
+    Raises:
+        SpecError: if it cannot be read, is not TOML, or holds what no suite has; the message names the place.
+    """
+    try:
+        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as problem:
+        raise SpecError(f"cannot read {path}: {problem.strerror}") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise SpecError(f"{path} is not TOML: {problem}") from problem
+    except ValidationError as problem:
+        raise SpecError(f"{path}: {first_line(problem)}") from problem
+
+
+def configure(path: Path | None, changes: dict[str, Any]) -> Config:
+    """The configuration of a run: of a file, or the default suite, or of options alone where they name problems.
+
+    ``changes`` replaces fields of every suite.
+
+    Raises:
+        SpecError: if the file, or the result, is no configuration.
+    """
+    try:
+        if path is None and "problems" in changes:
+            return Config(suite=[Suite.model_validate(changes)])
+        base = read_config(path or DEFAULT)
+        return Config(suite=[Suite.model_validate({**suite.model_dump(), **changes}) for suite in base.suite])
+    except ValidationError as problem:
+        raise SpecError(first_line(problem)) from problem
+
+
+def first_line(problem: ValidationError) -> str:
+    """The first complaint of a validation, as one line: where, what, and the value."""
+    error = problem.errors()[0]
+    place = ".".join(str(part) for part in error["loc"])
+    return f"{place}: {error['msg']} (given: {error['input']!r})"[:300]
+
+
+def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
+    """All cells of a configuration without repetition, and a line for each combination that was left out.
+
+    A number of samples that an estimator does not allow is left out while another one remains.
+
+    Raises:
+        SpecError, Refusal: for an unknown name, a wrong parameter, a device that is not there, or an estimator of which no
+            cell remains.
+    """
+    found: dict[str, Cell] = {}
+    left_out: list[str] = []
+    for suite in config.suite:
+        check_device(suite.device)
+        problems = select(suite.problems, registry.problems, "problem")
+        for name in select(suite.estimators, registry.estimators, "estimator"):
+            settings, refused = _allowed(registry, name, suite.num_samples)
+            left_out += refused
+            for problem_name in problems:
+                problem = registry.problem(problem_name, suite.dtype, suite.device)
+                for estimator in settings:
+                    for seed in range(suite.seeds):
+                        cell = Cell(
+                            problem=problem.spec,
+                            estimator=estimator_spec(estimator),
+                            num_samples=estimator.num_samples,
+                            replicates=suite.replicates,
+                            seed=seed,
+                            dtype=problem.dtype,
+                            device=suite.device,
+                            versions={"problem": registry.version(problem), "estimator": registry.version(estimator)},
+                        )
+                        found.setdefault(cell.id, cell)
+    return list(found.values()), list(dict.fromkeys(left_out))
+
+
+def _allowed(registry: Registry, name: str, num_samples: list[int]) -> tuple[list, list[str]]:  # type: ignore[type-arg]
+    """The estimators of one name for all numbers of samples that it allows, and why the others are left out."""
+    allowed, refused = [], []
+    for K in dict.fromkeys(num_samples):
+        try:
+            allowed.append(registry.estimator(name, K))
+        except Refusal as problem:
+            refused.append(str(problem))
+    if not allowed:
+        raise Refusal(refused[0])
+    return allowed, refused

@@ -1,0 +1,229 @@
+"""Names to components: estimators and problems of this suite, of Pyro, of installed plug-ins and of the user's files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import estimators
+from estimators import Estimator, Refusal, Target, Weights
+
+from . import problems
+from .problems import Problem
+from .specs import SpecError, canonical, convert, nearest, parse
+
+
+class Registry:
+    """All components by name, with those of the given plug-in files."""
+
+    def __init__(self, plugins: Sequence[str] = ()) -> None:
+        self.estimators: dict[str, type[Estimator]] = {**estimators.REGISTRY, **_pyro(), **_entry_points("estimators")}
+        self.problems: dict[str, type[Problem]] = {**problems.REGISTRY, **_entry_points("problems")}
+        self.plugins = tuple(plugins)
+        self._origin: dict[str, str] = {}
+        for plugin in plugins:
+            for name, kind in _members(load(plugin), Estimator).items():
+                self._add(self.estimators, name, kind, plugin)
+            for name, kind in _members(load(plugin), Problem).items():
+                self._add(self.problems, name, kind, plugin)
+
+    def _add(self, table: dict[str, Any], name: str, kind: type, plugin: str) -> None:
+        self._origin[name] = plugin
+        table[name] = kind
+
+    def estimator(self, spec: str, num_samples: int) -> Estimator:
+        """The estimator of a specification.
+
+        Raises:
+            SpecError: unknown name or parameter, or a value of the wrong type.
+            Refusal: settings that the estimator does not allow, such as too few samples.
+        """
+        name, raw = parse(spec)
+        kind = self.estimators.get(name)
+        if kind is None:
+            raise SpecError(f"no estimator {name!r}; {nearest(name, self.estimators)}")
+        if "num_samples" in raw:
+            raise SpecError(f"{name}: give the number of samples by --num-samples, not in the brackets")
+        try:
+            return kind(num_samples=num_samples, **convert(kind, raw))
+        except TypeError as problem:
+            raise SpecError(f"{name}: {problem}") from problem
+
+    def problem(self, spec: str, dtype: str | None = None, device: str = "cpu") -> Problem:
+        """The problem of a specification, ready to be measured.
+
+        Raises:
+            SpecError: unknown name or parameter, a value of the wrong type, or one that makes no sense.
+        """
+        name, raw = parse(spec)
+        kind = self.problems.get(name)
+        if kind is None:
+            raise SpecError(f"no problem {name!r}; {nearest(name, self.problems)}")
+        return _build(kind, tuple(convert(kind, raw).items()), dtype, device)
+
+    def version(self, component: Estimator | Problem) -> str:
+        """A component's own version, with a digest of its file where it comes from a plug-in."""
+        plugin = self._origin.get(type(component).name or type(component).__name__)
+        if plugin is None:
+            return component.version
+        return f"{component.version}+{hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:12]}"
+
+
+@lru_cache(maxsize=16)
+def _build(kind: type[Problem], settings: tuple[tuple[str, Any], ...], dtype: str | None, device: str) -> Problem:
+    where = {"device": device} | ({"dtype": dtype} if dtype else {})
+    return kind(**dict(settings), **where)
+
+
+def estimator_spec(estimator: Estimator) -> str:
+    """The canonical specification of an estimator; its number of samples stands apart."""
+    return canonical(estimator, leave_out=("num_samples",))
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        SpecError: with what is there.
+    """
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise SpecError(f"no device {device!r}; write cpu, cuda, cuda:0, xpu or mps") from None
+    if kind.type == "cpu":
+        return
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = torch.accelerator.device_count() if current is not None else 0
+    if current is None or current.type != kind.type or (kind.index or 0) >= there:
+        found = "cpu" if current is None else f"cpu, {current.type} ({there})"
+        raise SpecError(f"no device {device!r} on this machine; there is: {found}")
+
+
+def load(path: str) -> ModuleType:
+    """Run a plug-in file that the user named.
+
+    Raises:
+        SpecError: if it is not there or does not run; the last line of its error is given.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise SpecError(f"no plug-in file {path!r}")
+    name = "gradest_plugin_" + hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise SpecError(f"{path!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as problem:
+        del sys.modules[name]
+        if isinstance(problem, KeyboardInterrupt):
+            raise
+        raise SpecError(f"{path} does not run: {type(problem).__name__}: {problem}") from problem
+    return module
+
+
+def _members(module: ModuleType, kind: type) -> dict[str, Any]:
+    """Final classes of a kind that a module itself defines, by their names; subclasses' own, not inherited, names."""
+    found = {}
+    for member in vars(module).values():
+        if inspect.isclass(member) and issubclass(member, kind) and member.__module__ == module.__name__:
+            if "name" not in vars(member):
+                member.name = member.__name__
+            found[member.name] = member
+    return found
+
+
+def _entry_points(group: str) -> dict[str, Any]:
+    return {point.name: point.load() for point in importlib.metadata.entry_points(group=f"gradest.{group}")}
+
+
+def _pyro() -> dict[str, type[Estimator]]:
+    from .references.pyro_losses import PyroRenyiELBO, PyroTraceELBO, PyroTraceMeanFieldELBO
+
+    return {kind.name: kind for kind in (PyroTraceELBO, PyroTraceMeanFieldELBO, PyroRenyiELBO)}
+
+
+def named(source: str, num_samples: int | None, objective: str | None) -> tuple[Estimator, str | None]:
+    """The estimator that ``NAME`` or ``FILE.py:NAME`` stands for, and its plug-in file.
+
+    A function ``weights(log_w)`` counts as an estimator once ``objective`` says what it estimates.
+
+    Raises:
+        SpecError: if there is none, or it declares nothing.
+        Refusal: if ``num_samples`` is not allowed.
+    """
+    path, colon, name = source.rpartition(":")
+    if not colon:
+        registry = Registry()
+        kind = registry.estimators.get(parse(source)[0])
+        least = kind.min_num_samples if kind else 1
+        return registry.estimator(source, num_samples or max(2, least)), None
+    module = load(path)
+    member = vars(module).get(parse(name)[0])
+    if member is None:
+        members = [*_members(module, Estimator), *(n for n, m in vars(module).items() if inspect.isfunction(m))]
+        raise SpecError(f"{path} has no {name!r}; {nearest(name, members) if members else 'it defines no estimator'}")
+    if inspect.isclass(member) and issubclass(member, Estimator):
+        if inspect.isabstract(member):
+            missing = ", ".join(sorted(member.__abstractmethods__))
+            raise SpecError(f"{name} does not define {missing}: what does each block estimate the gradient of?")
+        return Registry([path]).estimator(
+            member.name + name[len(parse(name)[0]) :], num_samples or max(2, member.min_num_samples)
+        ), path
+    if isinstance(member, Estimator):
+        return member, path
+    if inspect.isfunction(member):
+        if objective is None:
+            raise SpecError(f"{name} is a function: say by --target what its gradient is of (elbo, iwae, ...)")
+        return rule(member)(num_samples=num_samples or 2, objective=objective), path
+    raise SpecError(f"{name} in {path} is neither an Estimator class nor a weights function")
+
+
+def rule(function: Callable[..., Any]) -> type[Estimator]:
+    """An estimator class around a bare rule ``weights(log_w)``, unbiased in both blocks for a target given later."""
+
+    @dataclass(frozen=True)
+    class Rule(Estimator):
+        function: Callable[..., Any] = function
+        objective: str = "elbo"
+        needs = frozenset({"reparameterizable"})
+
+        @property
+        def targets(self) -> Mapping[str, Target | None]:  # type: ignore[override]
+            return dict.fromkeys(("theta", "phi"), target(self.objective, self.num_samples))
+
+        def weights(self, log_w: torch.Tensor) -> Weights:
+            return Weights(*self.function(log_w))
+
+    Rule.name = function.__name__
+    return Rule
+
+
+def target(name: str, num_samples: int | None) -> Target:
+    """A target by name; ``iwae`` takes the number of samples.
+
+    Raises:
+        SpecError: for an unknown name.
+    """
+    allowed = ("elbo", "iwae", "log_marginal", "forward_kl")
+    if name not in allowed:
+        raise SpecError(f"no target {name!r}; {nearest(name, allowed)}")
+    return Target(name, num_samples if name == "iwae" else None)  # type: ignore[arg-type]
+
+
+__all__ = ["Refusal", "Registry", "check_device", "estimator_spec", "load", "named", "target"]
