@@ -1,0 +1,177 @@
+"""A hook of mkdocs: the pages of estimators and problems are written from the code whenever the site is built."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from benchmarks import problems
+from benchmarks.references.pyro_losses import LOSSES
+from benchmarks.specs import settings_of
+from estimators import BLOCKS, NEEDS, REGISTRY, Estimator
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTION = re.compile(r"^(Arguments|Warning|References|Example|Returns|Raises):$")
+TARGETS = {
+    "elbo": "the ELBO",
+    "iwae": r"\(\mathcal{L}_K\), the bound of \(K\) samples",
+    "log_marginal": r"\(\log p(x)\)",
+    "forward_kl": r"\(-\mathrm{KL}(p(z \mid x) \,\|\, q)\)",
+}
+FAMILIES = {
+    "elbo": "The evidence lower bound",
+    "multi-sample": "Bounds of several samples",
+    "debiasing": "Towards log p(x)",
+    "wake-sleep": "Wake-sleep",
+}
+NOTATION = r"""
+Notation: \(w_k = p(x, z_k) / q(z_k \mid x)\) and \(\tilde w\) their normalisation over the \(K\) samples; \(h_k\) the
+score, the gradient of \(\log q_\phi(z_k)\) with \(z_k\) held; \(P_k\) the path derivative of \(\log w_k\) with the
+density of \(q\) held; \(t_k\) the gradient of \(\log p_\theta(x, z_k)\) in \(\theta\);
+\(\mathcal{L}_K = E \log K^{-1} \sum_k w_k\). All gradients point uphill.
+""".strip()
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name, text in (("estimators.md", estimators_page()), ("problems.md", problems_page())):
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def estimators_page() -> str:
+    """One section for each registered estimator, by family, and Pyro's losses."""
+    parts = [
+        "# Estimators",
+        NOTATION,
+    ]
+    families: dict[str, list[type[Estimator]]] = {}
+    for kind in REGISTRY.values():
+        families.setdefault(kind.family, []).append(kind)
+    for family, kinds in families.items():
+        parts += [f"## {FAMILIES.get(family, family)}", *(_estimator(kind) for kind in kinds)]
+    parts += [
+        "## Pyro's, beside ours",
+        "Measured by the same engine on the same problems: objects under test, not authorities.",
+        *(_estimator(kind) for kind in LOSSES),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def problems_page() -> str:
+    """One section for each registered problem."""
+    parts = [
+        "# Problems",
+        "Parameters go in brackets, `name[parameter=value,...]`. Where a target is not known exactly, the reference is "
+        "a long run, and its standard error enters every verdict.",
+    ]
+    for name, kind in problems.REGISTRY.items():
+        prose = _sections(kind)
+        exact = ", ".join(f"`{target}`" for target in kind.exact_targets) or "none"
+        rows = [f"| `{field.name}` | {field.type} | `{field.default}` |" for field in settings_of(kind).values()]
+        parts += [
+            f"## `{name}`",
+            f"*{_text(kind.summary)}*",
+            *prose["text"],
+            _labelled("Arguments", prose),
+            f"**Exact targets:** {exact}.",
+            "**It meets:** " + (", ".join(f"`{need}`" for need in sorted(kind.offers)) or "no special need") + ".",
+            "| parameter | type | default |\n|---|---|---|\n" + "\n".join(rows) if rows else "",
+            _references(prose, kind.citations),
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _estimator(kind: type[Estimator]) -> str:
+    prose = _sections(kind)
+    estimator = kind(num_samples=max(8, kind.min_num_samples))
+    rows = []
+    for block in BLOCKS:
+        target = estimator.targets[block]
+        claim = "" if target is None else "unbiased" if target.unbiased else "**biased**"
+        rows.append(f"| \\(\\{block}\\) | {'nothing' if target is None else TARGETS[target.name]} | {claim} |")
+    needs = [f"{NEEDS.get(need, need)} (`{need}`)" for need in sorted(kind.needs)]
+    if kind.min_num_samples > 1:
+        needs.append(f"K >= {kind.min_num_samples}")
+    warning = textwrap.indent(_text(prose.get("Warning", "")), "    ")
+    parts = [
+        f"### `{kind.name}`",
+        *prose["text"],
+        "| block | estimates the gradient of | |\n|---|---|---|\n" + "\n".join(rows),
+        f"**Needs:** {'; '.join(needs) or 'nothing but the value of log p(x, z)'}.",
+        "" if estimator.variance_exists else "**Its variance does not exist** unless it is capped.",
+        _labelled("Arguments", prose),
+        f'!!! warning "Pitfalls"\n\n{warning}' if warning else "",
+        "" if "Example" not in prose else "```pycon\n" + prose["Example"] + "\n```",
+        _references(prose, kind.citations),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _sections(kind: type) -> dict[str, Any]:
+    """A docstring apart: under ``text`` its paragraphs, formulas marked; and each named section."""
+    found: dict[str, list[str]] = {"text": []}
+    current = "text"
+    for line in (inspect.cleandoc(kind.__doc__ or "")).splitlines():
+        header = SECTION.match(line)
+        if header:
+            current = header[1]
+            found[current] = []
+        elif current != "text" and line and not line.startswith(" "):
+            current = "text"  # prose that follows a section
+            found["text"] += ["", line]
+        else:
+            found[current].append(line)
+    paragraphs = [part for part in "\n".join(found.pop("text")).split("\n\n") if part.strip()]
+    sections: dict[str, Any] = {name: textwrap.dedent("\n".join(lines)).strip() for name, lines in found.items()}
+    return {"text": [_paragraph(part) for part in paragraphs], **sections}
+
+
+def _paragraph(text: str) -> str:
+    if text.lstrip().startswith(".. math::"):
+        formula = " ".join(text.replace(".. math::", "").split())
+        return f"\\[ {formula} \\]"
+    return _text(text)
+
+
+def _text(text: str) -> str:
+    """Prose of a docstring as Markdown: roles and double backticks become code, markup characters stay themselves."""
+    pieces = re.split(r"(:\w+:`[^`]+`|``[^`]+``|`[^`]+`)", text)
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            pieces[i] = "`" + piece.strip("`").split("`")[-1].lstrip("~") + "`"
+        else:
+            pieces[i] = re.sub(r"([*_])", r"\\\1", html.escape(piece.replace("\\|", "|"), quote=False))
+    return "".join(pieces)
+
+
+def _labelled(name: str, prose: dict[str, Any]) -> str:
+    """Arguments as a list, one item for each ``name: meaning``."""
+    if name not in prose:
+        return ""
+    joined = re.sub(r"\n +", " ", prose[name])
+    single = re.sub(r"\. (?=\w+: )", ".\n", joined)  # several on one line
+    items = [re.sub(r"^(\w+(?:, \w+)*): ", r"`\1`: ", line) for line in single.splitlines()]
+    return f"**{name}**\n\n" + "\n".join(f"- {_text(item)}" for item in items)
+
+
+def _references(prose: dict[str, Any], citations: tuple[str, ...]) -> str:
+    """The docstring's references, and their BibTeX folded away."""
+    stated = f"**References:** {_text(' '.join(prose['References'].split()))}" if "References" in prose else ""
+    entries = [bibliography()[key] for key in citations]
+    if not entries:
+        return stated
+    body = textwrap.indent("```bibtex\n" + "\n\n".join(entries) + "\n```", "    ")
+    return (stated + "\n\n" if stated else "") + f'??? quote "BibTeX"\n\n{body}'
+
+
+def bibliography() -> dict[str, str]:
+    """BibTeX entries by key."""
+    text = (ROOT / "estimators" / "references.bib").read_text(encoding="utf-8")
+    return {entry[1]: entry[0] for entry in re.finditer(r"^@\w+\{([^,]+),\n.*?^\}$", text, re.MULTILINE | re.DOTALL)}

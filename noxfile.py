@@ -1,0 +1,101 @@
+"""Everything that can be run on a clone: ``nox --list`` shows it, ``nox -s NAME -- OPTIONS`` hands options on."""
+
+from __future__ import annotations
+
+import atexit
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.3.2"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests"]
+
+PINNED = ("--constraint", "constraints.txt")
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install with pip, at the versions that were tested together."""
+    session.install(*PINNED, *requirements)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests of every commit: exact, statistical with fixed seeds, conformance, doctests."""
+    install(session, "-e", ".[dev]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """The tests that take minutes."""
+    install(session, "-e", ".[dev]")
+    session.run("pytest", "-m", "long", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the default suite (or what the options say) and write its report; the report's path is the last line."""
+    install(session, "-e", ".")
+    out = _out(session.posargs)
+    options = session.posargs if out else ["--out", "results/default", *session.posargs]
+    folder = Path(out or "results/default")
+    try:
+        session.run("gradest", "run", *options)
+    finally:
+        # A run with failed cells exits 1, and its report is where the failures are shown.
+        if (folder / "manifest.json").exists():
+            session.run("gradest", "report", str(folder))
+            atexit.register(print, (folder / "report.html").resolve(), flush=True)
+
+
+def _out(options: list[str]) -> str | None:
+    """The folder that ``--out DIR`` or ``--out=DIR`` names."""
+    for option, following in zip(options, [*options[1:], ""], strict=True):
+        if option == "--out":
+            return following
+        if option.startswith("--out="):
+            return option.removeprefix("--out=")
+    return None
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write the report of run folders: ``nox -s report -- results/default``."""
+    install(session, "-e", ".")
+    session.run("gradest", "report", *(session.posargs or ["results/default"]))
+
+
+@nox.session
+def speed(session: nox.Session) -> None:
+    """Time the engine itself; the numbers go to results/speed.json."""
+    install(session, "-e", ".[dev]")
+    Path("results").mkdir(exist_ok=True)
+    session.run(
+        *("pytest", "benchmarks/speed", "--benchmark-enable", "--benchmark-only"),
+        *("--benchmark-json", "results/speed.json", *session.posargs),
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and who may import whom. Installs no torch."""
+    install(session, "ruff", "import-linter")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types on the estimators."""
+    install(session, "mypy", "torch")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation to site/."""
+    install(session, "-e", ".[docs]", "ruff")  # ruff lays out long signatures
+    session.run("mkdocs", "build", "--strict", *session.posargs)
