@@ -159,9 +159,7 @@ class Estimator(ABC):
 
     def __post_init__(self) -> None:
         if self.num_samples < self.min_num_samples:
-            raise Refusal(
-                f"{self.label()} needs num_samples >= {self.min_num_samples}, not {self.num_samples}"
-            )
+            raise Refusal(f"{self.label()} needs num_samples >= {self.min_num_samples}, not {self.num_samples}")
 
     @classmethod
     def label(cls) -> str:
@@ -202,4 +200,6 @@ class Estimator(ABC):
         missing = sorted(self.needs - model.offers)
         if not missing:
             return None
-        return f"{self.label()} needs " + "; ".join(f"{need} ({NEEDS.get(need, 'unknown to this model')})" for need in missing)
+        return f"{self.label()} needs " + "; ".join(
+            f"{need} ({NEEDS.get(need, 'unknown to this model')})" for need in missing
+        )

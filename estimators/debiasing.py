@@ -91,7 +91,7 @@ class SUMO(Estimator):
 
     Example:
         >>> [round(SUMO().survival(torch.tensor(k)).item(), 4) for k in (1, 2, 80, 81)]
-        [1.0, 0.5, 0.0125, 0.0113]
+        [1.0, 0.5, 0.0125, 0.0112]
     """
 
     cap: int = 0
@@ -132,7 +132,7 @@ class SUMO(Estimator):
     def draws(self, guide: Guide, replicates: int, generator: torch.Generator) -> list[Draw]:
         lengths = self.lengths(replicates, generator)
         groups = []
-        for length in lengths.unique().tolist():
+        for length in torch.unique(lengths).tolist():
             rows = (lengths == length).nonzero()[:, 0]
             groups.append(Draw(rows.cpu(), guide.noise((len(rows), self.num_samples + length), generator)))
         return groups

@@ -69,5 +69,5 @@ def _derivatives(model: LatentModel, theta: Block, z: Tensor) -> tuple[Tensor, T
     axes = axes.reshape(dimensions, *(1,) * (z.ndim - 1), dimensions)
     copies = z.repeat(dimensions, *(1,) * z.ndim)
     # One pass over D copies of z, each pushed along its own axis: the diagonal, never the D x D matrix.
-    slopes, along = jvp(slope, (copies,), (axes.expand_as(copies).contiguous(),))
+    slopes, along = jvp(slope, (copies,), (axes.expand_as(copies).contiguous(),))  # type: ignore[misc]
     return slopes[0], (along * axes).sum(0)

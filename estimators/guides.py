@@ -32,9 +32,7 @@ class DiagonalGaussian(Guide):
     reparameterizable = True
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randn(
-            (*shape, *self.loc.shape), generator=generator, dtype=self.loc.dtype, device=self.loc.device
-        )
+        return torch.randn((*shape, *self.loc.shape), generator=generator, dtype=self.loc.dtype, device=self.loc.device)
 
     @property
     def scale(self) -> Tensor:

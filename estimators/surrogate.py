@@ -44,7 +44,7 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
         def log_weight(theta: Block, z: Tensor) -> Tensor:
             return model.log_joint(theta, z) - held_guide.log_prob(z)
 
-        log_w, pull_back = vjp(log_weight, theta, held)
+        log_w, pull_back = vjp(log_weight, theta, held)  # type: ignore[misc]
         points = log_w[0].numel()
         weights = Weights(*estimator.weights(log_w.detach()))
         path, score, model_weights = (_spread(weight, log_w, points) for weight in weights)

@@ -245,7 +245,9 @@ def _expected(truth: Truth, parameters: Parameters, rows: Tensor) -> tuple[Tenso
 def _directions(expected: Tensor, tested: Tensor, parameters: Parameters) -> _Directions:
     """The value, each coordinate (or random directions where there are too many), each block's gradient, the whole."""
     names = ["value", *(f"{block}.{name}[{place}]" for block, name, place in coordinates(parameters))]
-    blocks = torch.tensor([-1, *(BLOCKS.index(block) for block, _, _ in coordinates(parameters))], device=expected.device)
+    blocks = torch.tensor(
+        [-1, *(BLOCKS.index(block) for block, _, _ in coordinates(parameters))], device=expected.device
+    )
     vectors, labels, scales = [], [], []
 
     def add(vector: Tensor, label: str, scale: float) -> None:
@@ -302,7 +304,9 @@ def _refusal(rows: Tensor, expected: Tensor, tested: Tensor, centred: Tensor) ->
     if bool(noisy.any()):
         lag = (deviations[1:] * deviations[:-1]).mean(0)[noisy] / spread[noisy]
         if float(lag.abs().max()) * math.sqrt(len(rows)) > 5 + math.sqrt(2 * math.log(int(noisy.sum()))):
-            return Finding("NOT_IID", f"neighbouring estimates are correlated ({float(lag.abs().max()):.2f})", len(rows))
+            return Finding(
+                "NOT_IID", f"neighbouring estimates are correlated ({float(lag.abs().max()):.2f})", len(rows)
+            )
     return None
 
 

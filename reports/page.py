@@ -1,0 +1,292 @@
+"""The tables of the page: what stands in each cell, how it sorts, what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from .findings import quantiles
+from .statistics import Z95
+from .tables import Run
+from .wording import BLOCKS, interval, missing, number
+
+WORDS = {
+    "PASS": "pass",
+    "BIASED": "biased",
+    "INCONCLUSIVE": "unclear",
+    "HEAVY_TAIL": "heavy",
+    "NONFINITE": "not finite",
+    "NO_REFERENCE": "no ref.",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, what it sorts by, its class, a longer text for the pointer, and a line in small print."""
+
+    text: str
+    sort: Any = None
+    kind: str = ""
+    title: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its caption; ``sortable`` ones sort by a click on a header."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[Cell]]
+    sortable: bool = True
+    groups: list[tuple[str, int]] = field(default_factory=list)
+
+
+def _measure(row: pd.Series, column: str, prefix: str) -> Cell:
+    return Cell(interval(row[column], row[f"{prefix}_low"], row[f"{prefix}_high"]), _order(row[column]), "n")
+
+
+def _plain(value: Any) -> Cell:
+    text = number(value)
+    return Cell(text, None if text.replace(".", "").isdigit() else _order(value), "n")
+
+
+def _order(value: Any) -> str:
+    """What a cell sorts by: four digits will do, and what is missing comes last."""
+    return "" if missing(value) else f"{value:.4g}"
+
+
+def verdict(name: str, unbiased: Any, title: str = "") -> Cell:
+    """A verdict as a coloured word; a bias that was declared is no alarm."""
+    if name == "BIASED" and unbiased is not True:
+        return Cell("declared", None, "chip declared", title)
+    return Cell(WORDS.get(name, name), None, f"chip {name.lower()}", title)
+
+
+def target(row: pd.Series) -> str:
+    """The target in words, with its K where that is part of it."""
+    name = row["target"] if isinstance(row["target"], str) else "none"
+    return f"{name}-{row['target_key']}" if row.get("target_key") else name
+
+
+def glance(table: pd.DataFrame, means: pd.DataFrame) -> Table:
+    """One problem at a glance: estimators down, blocks and K across, a verdict in each cell."""
+    ks = sorted(set(table["num_samples"]))
+    blocks = [block for block in ("phi", "theta", "value") if (means["block"] == block).any()] or ["phi"]
+    rows = []
+    for label, cells in table.groupby("label", observed=True, sort=True):
+        own = means[means["label"] == label]
+        row = [Cell(str(label), kind="name", title=str(cells["estimator"].iloc[0]), note=_targets(own))]
+        for block in blocks:
+            for k in ks:
+                here = own[(own["block"] == block) & (own["num_samples"] == k)]
+                row.append(_glance_cell(here, cells[cells["num_samples"] == k]))
+        rows.append(row)
+    head = ["estimator and target", *(str(k) for _ in blocks for k in ks)]
+    groups = [("", 1), *((f"{BLOCKS[block]}, K =", len(ks)) for block in blocks)]
+    return Table("Verdicts at a glance", head, rows, sortable=False, groups=groups)
+
+
+def _targets(own: pd.DataFrame) -> str:
+    """One name where the gradient blocks share a target, else one for each."""
+    known = own[own["block"] != "value"].drop_duplicates("block").sort_values("block")
+    names = dict(zip(known["block"], known["target"].fillna("none"), strict=True))
+    if len(set(names.values())) < 2:
+        return next(iter(names.values()), "–")
+    return ", ".join(f"{BLOCKS[block]}: {name}" for block, name in names.items())
+
+
+def _glance_cell(measured: pd.DataFrame, cells: pd.DataFrame) -> Cell:
+    if len(measured):
+        row = measured.iloc[0]
+        z = "" if missing(row["bias_z"]) else f", z = {number(row['bias_z'], 2)}"
+        return verdict(row["verdict"], row["unbiased"], f"{row['verdicts']}{z}. {row['verdict_reason']}".strip())
+    failed = cells[cells["status"] != "ok"]
+    if len(failed):
+        return Cell(failed["status"].iloc[0], kind="chip failed", title=failed["reason"].iloc[0])
+    return Cell("·")
+
+
+def numbers(means: pd.DataFrame, block: str) -> Table:
+    """All numbers of one problem and block, a row per estimator and K."""
+    rows = []
+    for _, row in means[means["block"] == block].iterrows():
+        exact = "" if missing(row["exact_variance"]) else f"; exact {number(row['exact_variance'], 5)}"
+        variance = _measure(row, "variance", "variance")
+        if not row["variance_exists"]:
+            variance = Cell(
+                f"none; quantiles of the distance from the centre: {quantiles(row['quantiles'])}", "", "small"
+            )
+        elif exact:
+            variance = Cell(variance.text + exact, variance.sort, "n")
+        exists = bool(row["variance_exists"])
+        rank = row["rank_group"]
+        rows.append(
+            [
+                Cell(str(row["label"]), kind="name"),
+                Cell(str(row["num_samples"]), kind="n"),
+                Cell(target(row), kind="small"),
+                _bias_cell(row, exists),
+                _plain(row["bias_z"]),
+                verdict(row["verdict"], row["unbiased"], row["verdicts"] if row["seeds"] > 1 else ""),
+                _plain(row["detectable_bias"]),
+                _plain(row["reference_norm"]),
+                variance,
+                _measure(row, "snr", "snr") if exists else Cell("–", "", "n"),
+                _plain(row["cosine"]),
+                _measure(row, "seconds_per_gradient", "seconds"),
+                _plain(row["evaluations_per_gradient"]),
+                _plain(row["flops_per_gradient"]),
+                _plain(row["peak_bytes"]),
+                _measure(row, "work_normalised_variance", "work") if exists else Cell("–", "", "n"),
+                Cell("–" if missing(rank) else f"{rank:g}", "" if missing(rank) else rank, "n"),
+            ]
+        )
+    head = [
+        "estimator",
+        "K",
+        "target",
+        "bias (norm)",
+        "bias z",
+        "verdict",
+        "smallest detectable bias",
+        "reference norm",
+    ]
+    head += ["variance", "SNR", "cosine", "seconds / gradient", "evaluations / gradient", "FLOPs / gradient"]
+    head += ["peak bytes", "variance × seconds", "rank group"]
+    return Table(f"{'value (nats)' if block == 'value' else 'gradient in ' + BLOCKS[block]}", head, rows)
+
+
+def _bias_cell(row: pd.Series, exists: bool) -> Cell:
+    if not exists:
+        return Cell("–", "", "n", "no standard error where no variance exists")
+    return _measure(row, "bias_norm", "bias")
+
+
+def slope_rows(slopes: pd.DataFrame) -> Table:
+    """Fitted slopes of one problem beside theory's."""
+    rows = []
+    for _, row in slopes.iterrows():
+        theory = row["snr_slope_theory"]
+        covers = "–" if missing(theory) else "yes" if row["slope_low"] <= theory <= row["slope_high"] else "no"
+        rows.append(
+            [
+                Cell(str(row["label"]), kind="name", title=row["estimator"]),
+                Cell(BLOCKS[row["block"]]),
+                Cell(interval(row["slope"], row["slope_low"], row["slope_high"]), row["slope"], "n"),
+                _plain(theory),
+                Cell(covers),
+                Cell(f"{row['k_low']} to {row['k_high']}", row["k_low"], "n"),
+                Cell(str(row["left_out"]), row["left_out"], "n"),
+                Cell("yes" if row["p"] >= 0.01 else f"no (p = {number(row['p'], 2)})", row["p"]),
+                _plain(row["tail_ratio"]),
+            ]
+        )
+    head = ["estimator", "block", "slope of log SNR in log K", "theory, large K", "interval covers theory", "K used"]
+    return Table("Slopes", [*head, "K left out", "straight line fits", "ρ"], rows)
+
+
+def tail_rows(means: pd.DataFrame) -> Table:
+    """Who has no variance, with quantiles in its place."""
+    heavy = means[~means["variance_exists"].astype(bool) | (means["verdict"] == "HEAVY_TAIL")]
+    rows = [
+        [
+            Cell(row["title"], title=row["problem"]),
+            Cell(str(row["label"]), kind="name", title=row["estimator"]),
+            Cell(str(row["num_samples"]), kind="n"),
+            Cell(BLOCKS[row["block"]]),
+            verdict(row["verdict"], row["unbiased"]),
+            _plain(row["tail_index"]),
+            Cell(quantiles(row["quantiles"]), kind="small"),
+            Cell(row["verdict_reason"] or "–", kind="small"),
+        ]
+        for _, row in heavy.iterrows()
+    ]
+    head = [
+        "problem",
+        "estimator",
+        "K",
+        "block",
+        "verdict",
+        "tail index",
+        "quantiles of one estimate's distance from its centre",
+        "why",
+    ]
+    return Table("Estimators without a variance", head, rows)
+
+
+def pyro_rows(pairs: pd.DataFrame) -> Table:
+    """Pyro beside ours, a row per problem, K and block."""
+    rows = []
+    for _, row in pairs.iterrows():
+        ratios = []
+        for quantity in ("variance", "seconds"):
+            value = row[f"{quantity}_ratio"]
+            text = interval(value, row[f"{quantity}_ratio_low"], row[f"{quantity}_ratio_high"])
+            p = row[f"{quantity}_p"]
+            same = "" if missing(p) else " (not told apart from 1)" if p > 0.05 else ""
+            ratios.append(Cell(text + same, "" if missing(value) else value, "n"))
+        both = f"{row['their_verdict']} / {row['our_verdict']}"
+        rows.append(
+            [
+                Cell(row["title"], title=row["problem"]),
+                Cell(str(row["num_samples"]), kind="n"),
+                Cell(BLOCKS[row["block"]]),
+                Cell(row["theirs"], kind="name", title=row["estimator"]),
+                Cell(row["ours"], kind="name", title=row["counterpart"]),
+                Cell(row["expectation"], kind="alarm" if row["expectation"] == "differ" else "", title=both),
+                *ratios,
+            ]
+        )
+    head = ["problem", "K", "block", "Pyro's", "ours", "expectation", "variance: Pyro / ours", "seconds: Pyro / ours"]
+    return Table("Pyro beside ours", head, rows)
+
+
+def failures(runs: Sequence[Run], problems: dict[str, str], estimators: dict[str, str]) -> list[dict[str, Any]]:
+    """Cells that did not finish, as the page lists them."""
+    return [
+        {
+            "problem": problems[record.cell.problem],
+            "estimator": estimators[record.cell.estimator],
+            "specification": f"{record.cell.estimator} on {record.cell.problem}",
+            "cell": f"K = {record.cell.num_samples}, seed {record.cell.seed}",
+            "id": record.id,
+            "status": record.status,
+            "reason": record.reason,
+            "traceback": record.traceback,
+        }
+        for run in runs
+        for record in sorted(run.records.values(), key=lambda one: (one.status == "refused", one.cell.problem, one.id))
+        if record.status != "ok"
+    ]
+
+
+def training_rows(runs: Sequence[Run], titles: dict[str, str]) -> Table:
+    """The trained VAEs at their checkpoints and at the end."""
+    rows = []
+    for record in (record for run in runs for record in run.trainings):
+        kept = [point for point in record.points if point.checkpoint]
+        for point in kept if record.points[-1:] == kept[-1:] else [*kept, *record.points[-1:]]:
+            bounds = []
+            for name in ("heldout_elbo", "heldout_iwae"):
+                value, error = getattr(point, name), getattr(point, f"{name}_standard_error")
+                half = float("nan") if error is None else Z95 * error
+                low, high = (None, None) if value is None else (value - half, value + half)
+                bounds.append(Cell(interval(value, low, high), "" if value is None else value, "n"))
+            rows.append(
+                [
+                    Cell(titles[record.id], kind="name", title=record.problem),
+                    Cell(point.checkpoint or "last"),
+                    Cell(str(point.step), point.step, "n"),
+                    _plain(point.epoch),
+                    _plain(point.seconds),
+                    *bounds,
+                    Cell(str(point.iwae_num_samples or "–"), point.iwae_num_samples or "", "n"),
+                    Cell(f"{record.parameters:,}", record.parameters, "n"),
+                ]
+            )
+    head = ["model", "checkpoint", "step", "epoch", "seconds", "held-out ELBO (nats per image)"]
+    return Table("Trained VAEs", [*head, "held-out IWAE (nats per image)", "K of IWAE", "parameters"], rows)

@@ -1,0 +1,277 @@
+"""What is computed from the table of records: means over seeds, slopes, rank groups, fronts, ratios.
+
+All intervals are 95 %. Comparisons of positive quantities (variances, seconds) are made on logarithms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+Z95 = float(stats.norm.ppf(0.975))
+SERIES = ["run", "problem", "library", "estimator", "block", "dtype", "device", "compiled"]
+"""One line of a figure: everything but K and the seed."""
+
+RANK = ["run", "problem", "block", "target", "target_key", "dtype", "device", "compiled"]
+"""Rows that may be ranked against each other: one machine, one problem, one block, one target."""
+
+COSTS = {
+    "evaluations_per_gradient": "log p(x, z) evaluations per gradient",
+    "seconds_per_gradient": "seconds per gradient",
+    "flops_per_gradient": "FLOPs per gradient",
+    "peak_bytes": "peak memory (bytes)",
+}
+SEVERITY = ["PASS", "NO_REFERENCE", "INCONCLUSIVE", "HEAVY_TAIL", "BIASED", "NONFINITE"]
+_MEASURED = ["bias_norm", "variance", "snr", "seconds_per_gradient"]
+_BOUNDS = {"bias_norm": "bias", "variance": "variance", "snr": "snr", "seconds_per_gradient": "seconds"}
+_MEANS = [
+    *["mean_norm", "reference_norm", "reference_standard_error", "detectable_bias", "exact_variance", "snr_floor"],
+    *["snr_slope_theory", "mse", "skewness", "kurtosis", "tail_index", "cosine", "gradients_per_second"],
+    *["evaluations_per_gradient", "flops_per_gradient", "peak_bytes", "tail_ratio", "target_num_samples"],
+]
+
+
+def log_error(low: pd.Series, high: pd.Series) -> pd.Series:
+    """Standard error of the logarithm of a positive quantity, from its 95 % interval; NaN where that does not exist."""
+    positive = (low > 0) & (high > 0)
+    return (np.log(high.where(positive)) - np.log(low.where(positive))) / (2 * Z95)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per series and K: the finished cells, averaged over their seeds.
+
+    Intervals of a mean join the seeds' own half-widths in quadrature (Zou and Donner's MOVER), so one seed keeps its
+    interval. ``verdict`` is the most severe of the seeds' verdicts, ``verdicts`` counts them, ``bias_z`` is the largest
+    in size. A quantity that one seed lacks has no mean.
+    """
+    done = table[(table["status"] == "ok") & table["block"].notna()]
+    rows = [_mean_row(group) for _, group in done.groupby([*SERIES, "num_samples"], dropna=False, sort=True)]
+    joined = pd.DataFrame(rows, columns=[*table.columns, "seeds", "verdicts", "target_key"])
+    for column in [*_MEASURED, *_MEANS, "bias_z", "work_normalised_variance", "work_low", "work_high"]:
+        joined[column] = pd.to_numeric(joined[column]) if column in joined else np.nan
+    joined["num_samples"] = joined["num_samples"].astype("int64")
+    joined["work_normalised_variance"] = joined["variance"] * joined["seconds_per_gradient"]
+    error = np.hypot(
+        log_error(joined["variance_low"], joined["variance_high"]),
+        log_error(joined["seconds_low"], joined["seconds_high"]),
+    )
+    joined["work_low"] = joined["work_normalised_variance"] * np.exp(-Z95 * error)
+    joined["work_high"] = joined["work_normalised_variance"] * np.exp(Z95 * error)
+    return joined
+
+
+def _mean_row(group: pd.DataFrame) -> dict[str, object]:
+    row = group.iloc[0].to_dict()
+    row["seeds"] = len(group)
+    row["replicates"] = int(group["replicates"].sum())
+    counts = group["verdict"].value_counts()
+    row["verdict"] = max(counts.index, key=lambda verdict: SEVERITY.index(verdict))
+    row["verdicts"] = ", ".join(f"{counts[name]}× {name}" for name in SEVERITY if name in counts)
+    row["verdict_reason"] = group.loc[group["verdict"] == row["verdict"], "verdict_reason"].iloc[0]
+    row["variance_exists"] = all(value is not False for value in group["variance_exists"])
+    largest = group["bias_z"].abs()
+    row["bias_z"] = group["bias_z"][largest.idxmax()] if largest.notna().any() else np.nan
+    for column in _MEANS:
+        row[column] = group[column].mean(skipna=False)
+    for column, prefix in _BOUNDS.items():
+        value, low, high = (group[name] for name in (column, f"{prefix}_low", f"{prefix}_high"))
+        row[column] = value.mean(skipna=False)
+        row[f"{prefix}_low"] = row[column] - math.sqrt(((value - low) ** 2).sum(skipna=False)) / len(group)
+        row[f"{prefix}_high"] = row[column] + math.sqrt(((high - value) ** 2).sum(skipna=False)) / len(group)
+    own = row["target_num_samples"] if row["target"] not in ("elbo", "log_marginal", "forward_kl") else np.nan
+    row["target_key"] = "" if pd.isna(own) else f"{own:g}"
+    return row
+
+
+def slopes(means: pd.DataFrame, smallest_p: float = 0.01) -> pd.DataFrame:
+    """Slope of log SNR on log K for each series, with interval, beside theory's.
+
+    Weighted least squares with the errors that the SNR's own intervals state, over the K whose SNR is above three times
+    its own floor. Theory's slopes hold for large K: while a straight line is contradicted (chi-square,
+    ``p < smallest_p``) and more than three K are left, the smallest K is dropped; what misfit remains widens the
+    interval (Birge ratio, Student's t). ``k_low`` to ``k_high`` is the range that was used.
+    """
+    kept = [
+        *SERIES,
+        "snr_slope_theory",
+        "target",
+        "tail_ratio",
+        *(name for name in ("label", "title") if name in means),
+    ]
+    found = []
+    for _, series in means[means["block"] != "value"].groupby(SERIES, dropna=False, sort=True):
+        error = log_error(series["snr_low"], series["snr_high"])
+        clear = (
+            (series["snr"] > 3 * series["snr_floor"].fillna(0)) & (error > 0) & series["variance_exists"].astype(bool)
+        )
+        used = series[clear].sort_values("num_samples")
+        if len(used) < 3:
+            continue
+        k, y, e = np.log(used["num_samples"]), np.log(used["snr"]), error[used.index]
+        fit = weighted_line(k, y, e)
+        while fit["p"] < smallest_p and len(k) > 3:
+            k, y, e = k[1:], y[1:], e[1:]
+            fit = weighted_line(k, y, e)
+        ks = np.exp(k).round().astype(int)
+        span = {"k_low": ks.iloc[0], "k_high": ks.iloc[-1], "points": len(k), "left_out": len(series) - len(k)}
+        found.append({name: used[name].iloc[-1] for name in kept} | fit | span)
+    numbers = ["slope", "slope_low", "slope_high", "intercept", "p", "k_low", "k_high", "points", "left_out"]
+    return pd.DataFrame(found, columns=[*kept, *numbers])
+
+
+def weighted_line(x: pd.Series, y: pd.Series, error: pd.Series) -> dict[str, float]:
+    """Line through points with known standard errors: slope with 95 % interval, intercept, chi-square p-value."""
+    x, y, weight = (np.asarray(part, dtype=float) for part in (x, y, 1 / np.asarray(error, dtype=float) ** 2))
+    centre = np.average(x, weights=weight)
+    spread = float(np.sum(weight * (x - centre) ** 2))
+    slope = float(np.sum(weight * (x - centre) * y) / spread)
+    intercept = float(np.average(y, weights=weight) - slope * centre)
+    freedom = len(x) - 2
+    misfit = float(np.sum(weight * (y - intercept - slope * x) ** 2))
+    half = Z95 / math.sqrt(spread)
+    if freedom > 0 and misfit > freedom:
+        half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(misfit / freedom / spread)
+    p = float(stats.chi2.sf(misfit, freedom)) if freedom > 0 else 1.0
+    return {"slope": slope, "slope_low": slope - half, "slope_high": slope + half, "intercept": intercept, "p": p}
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's adjusted p-values, in the given order."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted
+
+
+def rank_groups(means: pd.DataFrame, column: str = "work_normalised_variance", level: float = 0.05) -> pd.Series:
+    """Rank group (1 is smallest) of each row among the rows of the same :data:`RANK`; NaN where a row cannot be ranked.
+
+    All pairs are compared on logarithms, with Holm's correction over them. Two rows that cannot be told apart are in
+    one group, and so is whatever hangs together by such pairs: between groups *every* pair can be told apart. Rows that
+    are biased, not finite, heavy-tailed, alone, or without interval are not ranked.
+    """
+    prefix = {"work_normalised_variance": "work"}.get(column, _BOUNDS.get(column, column))
+    error = log_error(means[f"{prefix}_low"], means[f"{prefix}_high"])
+    fit = sound(means) & (means[column] > 0) & error.notna()
+    groups = pd.Series(np.nan, index=means.index)
+    for _, rows in means[fit].groupby(RANK, dropna=False):
+        if len(rows) < 2:
+            continue
+        rows = rows.sort_values(column)
+        value, spread = np.log(rows[column].to_numpy()), error[rows.index].to_numpy()
+        first, second = np.triu_indices(len(rows), k=1)
+        gap = value[second] - value[first]
+        width = np.hypot(spread[first], spread[second])
+        z = np.divide(gap, width, out=np.where(gap > 0, np.inf, 0.0), where=width > 0)
+        alike = holm(2 * stats.norm.sf(z)) > level
+        reach = np.arange(len(rows))  # furthest row that cannot be told apart from this one or one before it
+        np.maximum.at(reach, first[alike], second[alike])
+        reach = np.maximum.accumulate(reach)
+        starts = np.concatenate([[True], reach[:-1] < np.arange(1, len(rows))])
+        groups[rows.index] = np.cumsum(starts)
+    return groups
+
+
+def sound(means: pd.DataFrame) -> pd.Series:
+    """Rows whose variance can be compared: it exists, there is a target, no bias and no non-finite value was found."""
+    bad = means["verdict"].isin(["BIASED", "NONFINITE", "HEAVY_TAIL"])
+    return means["variance_exists"].astype(bool) & ~bad & means["target"].notna()
+
+
+def pareto(means: pd.DataFrame, cost: str, value: str = "variance") -> pd.Series:
+    """Whether no other sound row of the same :data:`RANK` has both less ``cost`` and less ``value``.
+
+    Where one estimator stands alone for its target, it is on no front.
+    """
+    front = pd.Series(False, index=means.index)
+    usable = means[sound(means) & (means[cost] > 0) & (means[value] > 0)]
+    for _, rows in usable.groupby(RANK, dropna=False):
+        if rows["estimator"].nunique() < 2:
+            continue
+        rows = rows.sort_values([cost, value], kind="stable")
+        best = rows[value].cummin().shift(fill_value=np.inf)
+        front[rows.index] = rows[value] < best
+    return front
+
+
+def beside(means: pd.DataFrame) -> pd.DataFrame:
+    """Pyro's estimators beside their counterparts of ours: one row per problem, K and block.
+
+    ``variance_ratio`` and ``seconds_ratio`` are Pyro's over ours, with intervals by the delta method on logarithms and
+    Holm-adjusted p-values (over the table) of the ratio being 1. ``expectation`` says whether the means agree, as far
+    as the verdicts carry it: ``agree`` if neither was found biased and both passed, ``differ`` if exactly one was found
+    biased, ``both biased``, else ``not decided``.
+    """
+    place = ["run", "problem", "block", "num_samples", "dtype", "device"]
+    theirs = means[(means["library"] != "gradest") & means["counterpart"].notna()]
+    ours = means[means["library"] == "gradest"]
+    rows = []
+    for _, their in theirs.iterrows():
+        same = ours[(ours[place] == their[place]).all(axis=1)]
+        exact = same[same["estimator"] == their["counterpart"]]
+        named = same[same["estimator"].str.partition("[")[0] == str(their["counterpart"]).partition("[")[0]]
+        for _, our in (exact if len(exact) else named).iterrows():
+            rows.append(_ratio_row(their, our, place))
+    names = [*place, "library", "estimator", "counterpart", "compiled", "expectation", "their_verdict", "our_verdict"]
+    for quantity in ("variance", "seconds"):
+        names += [f"{quantity}_ratio", f"{quantity}_ratio_low", f"{quantity}_ratio_high", f"{quantity}_p"]
+    table = pd.DataFrame(rows, columns=names)
+    for quantity in ("variance", "seconds"):
+        known = table[f"{quantity}_p"].notna()
+        table.loc[known, f"{quantity}_p"] = holm(table.loc[known, f"{quantity}_p"].to_numpy(dtype=float))
+    return table
+
+
+def _ratio_row(their: pd.Series, our: pd.Series, place: list[str]) -> dict[str, object]:
+    verdicts = {their["verdict"], our["verdict"]}
+    same_target = their["target"] == our["target"] and their["target_key"] == our["target_key"]
+    expectation = "not decided"
+    if not same_target:
+        expectation = "different targets"
+    elif verdicts == {"PASS"}:
+        expectation = "agree"
+    elif verdicts == {"BIASED"}:
+        expectation = "both biased"
+    elif verdicts == {"PASS", "BIASED"}:
+        expectation = "differ"
+    row: dict[str, object] = {name: their[name] for name in [*place, "library", "estimator"]}
+    row |= {"counterpart": our["estimator"], "compiled": our["compiled"], "expectation": expectation}
+    row |= {"their_verdict": their["verdict"], "our_verdict": our["verdict"]}
+    for quantity, column in (("variance", "variance"), ("seconds", "seconds_per_gradient")):
+        if quantity == "variance" and not (their["variance_exists"] and our["variance_exists"]):
+            continue
+        bounds = [(one[column], one[f"{quantity}_low"], one[f"{quantity}_high"]) for one in (their, our)]
+        row |= _named(quantity, ratio(*bounds))
+    return row
+
+
+def _named(quantity: str, result: tuple[float, float, float, float]) -> dict[str, float]:
+    value, low, high, p = result
+    return {
+        f"{quantity}_ratio": value,
+        f"{quantity}_ratio_low": low,
+        f"{quantity}_ratio_high": high,
+        f"{quantity}_p": p,
+    }
+
+
+def ratio(top: tuple[float, float, float], bottom: tuple[float, float, float]) -> tuple[float, float, float, float]:
+    """Ratio of two positive quantities, each ``(value, low, high)``: value, low, high, and p-value of it being 1.
+
+    Delta method on logarithms: the standard error of log(a/b) is the root of the sum of squares of those of a and b.
+    """
+    nan = float("nan")
+    if not (top[0] > 0 and bottom[0] > 0):
+        return nan, nan, nan, nan
+    value = top[0] / bottom[0]
+    if not (min(top[1], bottom[1]) > 0 and min(top[2], bottom[2]) > 0):
+        return value, nan, nan, nan
+    error = math.hypot(*(math.log(high / low) / (2 * Z95) for _, low, high in (top, bottom)))
+    z = abs(math.log(value)) / error if error > 0 else (0.0 if value == 1 else math.inf)
+    return value, value * math.exp(-Z95 * error), value * math.exp(Z95 * error), float(2 * stats.norm.sf(z))

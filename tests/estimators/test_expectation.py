@@ -1,0 +1,174 @@
+"""Tier 0: the expectation over all noise, by quadrature. Nothing is sampled, so nothing is left to chance.
+
+Truth comes from finite differences or autograd of *values* (closed forms, quadrature of log mean w over a tensor grid),
+never from the estimator's own algebra.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import estimators
+from benchmarks.problems import Gaussian1D
+from estimators.testing import exact_expectation, gauss_hermite
+
+POINTS = [
+    Gaussian1D(loc=1.5, scale=0.6, x=1.3, prior_loc=0.2),  # rho = 0.72
+    Gaussian1D(loc=-1.4, scale=1.1, x=-1.3, prior_loc=-0.3),  # rho = 2.42
+    Gaussian1D(loc=1.6, scale=0.8, x=1.5, prior_loc=0.5),  # rho = 1.28
+]
+NODES = {1: 80, 2: 140, 3: 60}
+
+
+def value_of(objective, problem, num_samples):
+    """E objective(log w) over a tensor grid, as a differentiable function of (prior_loc, loc, log_scale)."""
+    x, w = gauss_hermite(NODES[num_samples])
+    grid = torch.cartesian_prod(*[x] * num_samples).reshape(-1, num_samples).T
+    weight = torch.cartesian_prod(*[w] * num_samples).reshape(-1, num_samples).prod(1)
+
+    def value(prior_loc, loc, log_scale):
+        z = loc + log_scale.exp() * grid
+        log_p = -0.5 * (z - prior_loc) ** 2 - 0.5 * (problem.x - z) ** 2 - math.log(2 * math.pi)
+        log_q = -0.5 * grid**2 - log_scale - 0.5 * math.log(2 * math.pi)
+        return (weight * objective(log_p - log_q)).sum()
+
+    start = [torch.tensor(v, dtype=torch.float64, requires_grad=True)
+             for v in (problem.prior_loc, problem.loc, math.log(problem.scale))]  # fmt: skip
+    out = value(*start)
+    return np.array([out.item(), *(g.item() for g in torch.autograd.grad(out, start))])
+
+
+def log_mean_exp(log_w):
+    return log_w.logsumexp(0) - math.log(log_w.shape[0])
+
+
+def jackknife(log_w):
+    n = log_w.shape[0]
+    left = torch.stack([log_mean_exp(torch.cat([log_w[:j], log_w[j + 1 :]])) for j in range(n)])
+    return n * log_mean_exp(log_w) - (n - 1) * left.mean(0)
+
+
+def mean_of(name, problem, num_samples):
+    estimator = estimators.get(name, num_samples=num_samples)
+    mean, _ = exact_expectation(estimator, problem, problem.parameters, nodes=NODES[num_samples])
+    return mean.numpy()
+
+
+@pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
+@pytest.mark.parametrize("num_samples", [1, 2, 3])
+@pytest.mark.parametrize(
+    "name", [n for n in estimators.names() if estimators.REGISTRY[n].family in ("elbo", "gaussian")]
+)
+def test_the_elbo_family_is_unbiased(name, num_samples, problem):
+    if num_samples < estimators.REGISTRY[name].min_num_samples:
+        pytest.skip("needs more samples")
+    truth = value_of(lambda log_w: log_w.mean(0), problem, 1)
+    np.testing.assert_allclose(mean_of(name, problem, num_samples), truth, atol=1e-8 * np.linalg.norm(truth))
+
+
+@pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
+@pytest.mark.parametrize("num_samples", [1, 2, 3])
+@pytest.mark.parametrize("name", ["iwae", "dreg"])
+def test_the_multi_sample_family_is_unbiased(name, num_samples, problem):
+    truth = value_of(log_mean_exp, problem, num_samples)
+    np.testing.assert_allclose(mean_of(name, problem, num_samples), truth, atol=1e-6 * np.linalg.norm(truth))
+
+
+@pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
+@pytest.mark.parametrize("num_samples", [2, 3])
+def test_the_jackknife_is_the_combination_of_bounds_that_it_says(num_samples, problem):
+    truth = value_of(jackknife, problem, num_samples)
+    np.testing.assert_allclose(mean_of("jackknife", problem, num_samples), truth, atol=1e-6 * np.linalg.norm(truth))
+    K = num_samples
+    bounds = K * value_of(log_mean_exp, problem, K) - (K - 1) * value_of(log_mean_exp, problem, K - 1)
+    np.testing.assert_allclose(truth, bounds, atol=1e-6 * np.linalg.norm(bounds))
+
+
+@pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
+@pytest.mark.parametrize("num_samples", [2, 3])
+def test_the_bias_of_sticking_the_landing_is_the_wake_phi_direction(num_samples, problem):
+    """E[iwae-stl] = grad L_K + E[wake-phi], and it is far from zero: the positive control of this file."""
+    iwae, stl, wake = (
+        mean_of(name, problem, num_samples)[2:] for name in ("iwae", "iwae-stl", "reweighted-wake-sleep")
+    )
+    np.testing.assert_allclose(stl, iwae + wake, atol=1e-6 * np.linalg.norm(stl))
+    assert np.linalg.norm(stl - iwae) > 0.05 * np.linalg.norm(iwae)
+
+
+@pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
+@pytest.mark.parametrize("num_samples", [1, 2])
+@pytest.mark.parametrize("name", [n for n in estimators.names() if n not in ("sumo", "jackknife")])
+def test_variances_are_the_exact_ones(name, num_samples, problem):
+    """Quadrature of the estimator's second moment against the closed forms and integrals of the references."""
+    if num_samples < estimators.REGISTRY[name].min_num_samples:
+        pytest.skip("needs more samples")
+    estimator = estimators.get(name, num_samples=num_samples)
+    _, variance = exact_expectation(estimator, problem, problem.parameters, nodes=NODES[num_samples])
+    for block, columns in (("theta", slice(1, 2)), ("phi", slice(2, 4))):
+        exact = problem.exact_variance(name, num_samples, block)
+        if exact is None:
+            assert name == "reparameterization-analytic-kl" and block == "theta"
+            assert float(variance[columns].sum()) < 1e-20  # the whole theta-gradient is in the closed-form KL here
+            continue
+        assert float(variance[columns].sum()) == pytest.approx(exact, rel=1e-5, abs=1e-12)
+
+
+def test_bonnet_price_has_no_variance_in_log_scale_on_a_gaussian_target():
+    problem = POINTS[0]
+    _, variance = exact_expectation(estimators.get("bonnet-price"), problem, problem.parameters)
+    assert float(variance[3]) < 1e-24
+    assert float(variance[2]) > 0.01
+
+
+@pytest.mark.parametrize("cap", [1, 5, 80, 200])
+def test_sumo_pays_each_increment_its_full_weight(cap):
+    """sum_n pmf(n) 1{n >= k} / P(N >= k) = 1: the weights of a randomised truncation, for every term."""
+    sumo = estimators.SUMO(cap=cap)
+    k = torch.arange(1, cap + 2)
+    survival = sumo.survival(k)
+    pmf = survival[:-1] - survival[1:]
+    reached = torch.flip(torch.cumsum(torch.flip(pmf, [0]), 0), [0])
+    torch.testing.assert_close(reached / survival[:-1], torch.ones(cap, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_sumo_expects_the_published_number_of_terms():
+    """E[N] = sum_k P(N >= k) = H_79 + 10/80 = 5.078, the 'k = 5' of Luo et al."""
+    total = float(estimators.SUMO().survival(torch.arange(1, 2000)).sum())
+    assert total == pytest.approx(sum(1 / k for k in range(1, 80)) + 10 / 80, abs=1e-9)
+
+
+@pytest.mark.parametrize("cap", [0, 4])
+def test_sumo_lengths_follow_their_law(cap):
+    """Chi-square of 100,000 lengths against the pmf; false alarm 1e-6."""
+    from scipy import stats
+
+    sumo = estimators.SUMO(cap=cap)
+    lengths = sumo.lengths(100_000, torch.Generator().manual_seed(4)).numpy()
+    assert lengths.min() == 1
+    edges = np.arange(1, 5) if cap else np.array([1, 2, 3, 5, 10, 20, 40, 80, 90])
+    survival = sumo.survival(torch.tensor(edges)).numpy()
+    expected = 100_000 * (survival - np.append(survival[1:], 0.0))
+    observed = np.histogram(lengths, np.append(edges, 10_000))[0]
+    assert stats.chisquare(observed, expected).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("cap", [1, 2])
+def test_capped_sumo_is_unbiased_for_the_longest_bound(cap):
+    """Within forced lengths the mean is exact by quadrature; mixed by the pmf they make L_(1 + cap)."""
+    problem = POINTS[0]
+    sumo = estimators.SUMO(cap=cap)
+    survival = sumo.survival(torch.arange(1, cap + 2)).numpy()
+    total = np.zeros(2)
+    for length in range(1, cap + 1):
+        x, w = gauss_hermite(60)
+        grid = torch.cartesian_prod(*[x] * (length + 1)).reshape(-1, length + 1, 1, 1)
+        weight = torch.cartesian_prod(*[w] * (length + 1)).reshape(len(grid), -1).prod(1)
+        rows = torch.func.vmap(lambda noise: sumo.gradient(problem, problem.parameters, noise))(grid)
+        mean = np.array([float(weight @ rows.value), float(weight @ rows.theta["prior_loc"][:, 0])])
+        total += (survival[length - 1] - survival[length]) * mean
+    truth = value_of(log_mean_exp, problem, 1 + cap)[:2]
+    np.testing.assert_allclose(total, truth, atol=1e-6)

@@ -1,0 +1,136 @@
+"""The report: one file, no request, nothing unescaped, the same for the same records."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.records import Manifest, write
+from reports import render
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the text outside scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    assert render([run_folder], path) == path
+    assert path.stat().st_size < 5_000_000
+    return path.read_text(encoding="utf-8")
+
+
+def test_nothing_is_fetched(html: str) -> None:
+    page = Page(html)
+    fetching = {"src", "href", "xlink:href", "action", "data", "poster", "srcset", "background"}
+    for tag, attributes in page.tags:
+        for name in fetching & set(attributes):
+            assert re.match(r"(#|data:)", attributes[name] or ""), (tag, name, attributes[name])
+        assert not any(name.startswith("on") for name in attributes), tag
+    assert not {"iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_the_policy_allows_the_one_script_and_no_other(html: str) -> None:
+    page = Page(html)
+    scripts = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert len(scripts) == sum(tag == "script" for tag, _ in page.tags) == 1
+    policy = next(
+        a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}';")
+
+
+def test_what_comes_from_outside_is_escaped(html: str) -> None:
+    page = Page(html)
+    for number in (1, 2, 3, 4):
+        assert f"alert({number})" in page.text  # shown as text
+        assert f"<script>alert({number})" not in html
+    assert "<img src=x>" in page.text
+    assert "<b>bold</b>" in page.text
+
+
+def test_every_section_is_there_and_says_what_happened(html: str, fabricate: SimpleNamespace) -> None:
+    text = Page(html).text
+    for heading in (
+        "What ran",
+        "Verdicts",
+        "Variance against cost",
+        "Bias",
+        "Tails",
+        "Throughput",
+        "Trained VAEs",
+        "Pyro beside ours",
+    ):
+        assert re.search(rf"\d+\. {heading}", text)
+    assert "gradest run config.toml" in text
+    assert "with changes that were not committed" in text
+    assert "deadbeef.json: unreadable" in text
+    assert "needs K >= 2, got K = 1" in text
+    assert "5 %: 0.3, 50 %: 1.1" in text  # quantiles where no variance exists
+    assert fabricate.problem in text
+
+
+def test_the_bibliography_is_of_what_was_shown(html: str) -> None:
+    text = Page(html).text
+    assert "Auto-Encoding Variational Bayes" in text
+    assert "Not shown" not in text
+    assert "missing-key: the run's manifest holds no entry" in text
+
+
+def test_figures_have_a_text_and_their_data(html: str) -> None:
+    page = Page(html)
+    plates = [attributes for tag, attributes in page.tags if tag == "div" and attributes.get("class") == "plate"]
+    assert len(plates) == html.count("<svg") >= 8
+    assert all(plate["aria-label"] for plate in plates)
+    downloads = [attributes["download"] for tag, attributes in page.tags if tag == "a" and "download" in attributes]
+    assert len(downloads) == len(set(downloads)) == 2 * len(plates) + 1
+    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_same_records_give_the_same_file(tmp_path: Path, fabricate: SimpleNamespace) -> None:
+    folder = tmp_path / "run"
+    for k in (1, 8):
+        fabricate.cell(folder, fabricate.problem, "iwae", k)
+    first, second = render([folder], tmp_path / "1.html"), render([folder], tmp_path / "2.html")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_run_without_a_single_finished_cell_still_gives_a_report(tmp_path: Path, fabricate: SimpleNamespace) -> None:
+    folder = tmp_path / "run"
+    write(folder / "manifest.json", Manifest(name="empty", command="gradest run", started="now"))
+    assert "No finished cell was found" in render([folder], tmp_path / "a.html").read_text(encoding="utf-8")
+    fabricate.cell(folder, fabricate.problem, "iwae", 1, status="timeout", blocks=[], reason="60 s")
+    assert "1 timeout" in render([folder], tmp_path / "b.html").read_text(encoding="utf-8")
+
+
+def test_runs_are_laid_over_each_other(tmp_path: Path, fabricate: SimpleNamespace) -> None:
+    folders = [tmp_path / "before", tmp_path / "after"]
+    for folder in folders:
+        fabricate.cell(folder, fabricate.problem, "iwae", 1)
+    text = Page(render(folders, tmp_path / "both.html").read_text(encoding="utf-8")).text
+    assert "iwae · before" in text
+    assert "iwae · after" in text
