@@ -94,7 +94,7 @@ def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
         "num_samples": target.num_samples,
         "value": found.value,
         "gradient": _plain(found.gradient),
-        "standard_error": 0 if found.standard_error is None else _plain(found.standard_error),
+        "standard_error": 0,
         "method": found.method,
         "parameters": _plain(problem.parameters),
         "data": problem.data.tolist(),

@@ -87,7 +87,7 @@ def _truth(
             continue
         truth[block] = reference.gradient[block]
         targets[block] = str(target) if target.unbiased else f"{target} (declared biased)"
-        if block == "theta" and reference.value is not None:
+        if block == "theta":
             truth["value"] = reference.value
     return truth, targets
 

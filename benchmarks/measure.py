@@ -13,12 +13,13 @@ from torch import Tensor
 from estimators import BLOCKS, Estimator, Refusal, Target, replicates
 
 from . import cost, quiet
-from .metrics import Truth, summarize
+from .metrics import summarize
 from .moments import GradientMoments
 from .problems.problem import Problem, Reference
 from .records import Cell, Cost, Record
 from .references.long_run import long_run
 from .references.loop import LoopEstimator
+from .references.truth import Truth
 from .registry import Registry
 from .specs import SpecError
 from .streams import batch_rows, generator
@@ -62,8 +63,9 @@ def _measure(cell: Cell, plugins: tuple[str, ...]) -> dict[str, Any]:
         return {**facts, "status": "refused", "reason": reason}
     truths = {block: truth(problem, estimator, block, cell.replicates) for block in ("value", *BLOCKS)}
     sizes = block_sizes(problem)
-    moments = GradientMoments(sizes, {block: None if t is None else t.gradient for block, t in truths.items()})
-    for rows in quietly(batches(estimator, problem, cell.replicates, cell.seed)):
+    centres = {block: None if t is None else t.gradient if t.centre is None else t.centre for block, t in truths.items()}
+    moments = GradientMoments(sizes, centres)
+    for rows in quiet.quietly(batches(estimator, problem, cell.replicates, cell.seed)):
         moments.add(rows)
     resolution = 32 * torch.finfo(getattr(torch, problem.dtype)).eps
     blocks = [
@@ -109,29 +111,19 @@ def truth(problem: Problem, estimator: Estimator, block: str, count: int) -> Tru
     if target is None:
         return None
     reference = problem.exact(target)
-    if reference is None:
-        reference = long_run(problem, target, estimator, REFERENCE_FACTOR * count)
-    return None if reference is None else as_truth(reference, block, problem)
+    if reference is not None:
+        return exact_truth(reference, block, problem)
+    return long_run(problem, target, estimator, REFERENCE_FACTOR * count).get(block)
 
 
-def as_truth(reference: Reference, block: str, problem: Problem) -> Truth | None:
-    """One block of a reference, flattened in float64."""
+def exact_truth(reference: Reference, block: str, problem: Problem) -> Truth | None:
+    """One block of an exact reference, flattened in float64; ``None`` where it has no such block."""
     if block == "value":
-        if reference.value is None:
-            return None
-        like = {"dtype": torch.float64, "device": problem.device}
-        value = torch.tensor([reference.value], **like)  # type: ignore[arg-type]
-        return Truth(value, torch.full_like(value, reference.value_standard_error), reference.method)
-    leaves = reference.gradient.get(block)
-    if leaves is None:
+        return Truth(torch.tensor([reference.value], dtype=torch.float64, device=problem.device), reference.method)
+    if block not in reference.gradient:
         return None
-
-    def flat(tree: dict[str, Tensor]) -> Tensor:
-        return torch.cat([tree[name].reshape(-1).double() for name in problem.parameters[block]])
-
-    gradient = flat(leaves)
-    error = reference.standard_error
-    return Truth(gradient, torch.zeros_like(gradient) if error is None else flat(error[block]), reference.method)
+    leaves = [reference.gradient[block][name].reshape(-1).double() for name in problem.parameters[block]]
+    return Truth(torch.cat(leaves), reference.method)
 
 
 def batches(estimator: Estimator, problem: Problem, count: int, seed: int) -> Iterator[Tensor]:
@@ -147,16 +139,6 @@ def batches(estimator: Estimator, problem: Problem, count: int, seed: int) -> It
     stream = generator(problem.device, "gradient", *identity)
     size = batch_rows(problem, estimator.num_samples)
     yield from replicates.batches(estimator, problem, parameters, count, stream, size)
-
-
-def quietly(source: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same batches, none of them made while another worker takes times."""
-    while True:
-        with quiet.busy():
-            rows = next(source, None)
-        if rows is None:
-            return
-        yield rows
 
 
 def price(estimator: Estimator, problem: Problem) -> Cost:

@@ -7,9 +7,9 @@ Notation: m the mean of R replicates of a block, g its reference, V the variance
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
+import torch
 from arviz_stats.base import array_stats
 from scipy import stats
 from torch import Tensor
@@ -18,6 +18,7 @@ from estimators import Target
 
 from .moments import BlockMoments
 from .records import BlockResult, Verdict
+from .references.truth import Truth
 
 LEVEL = 1e-5
 """False-alarm rate of one block's verdict on an unbiased estimator, all directions together (Bonferroni)."""
@@ -27,15 +28,6 @@ SEEABLE = 0.25
 FEW = 10_000
 """Blocks with more coordinates than this are tested along their directions alone."""
 Z95 = float(stats.norm.isf(0.025))
-
-
-@dataclass(frozen=True)
-class Truth:
-    """A block's reference: its gradient, the standard error of each coordinate (zeros where exact), and the method."""
-
-    gradient: Tensor
-    standard_error: Tensor
-    method: str
 
 
 def summarize(
@@ -180,8 +172,8 @@ def _bias(
     distance = float(difference.norm())
     noise = V / R + float(error.square().sum())
     rounding = resolution * max(g_norm, float(mean.norm()), math.sqrt(V))
-    names, z, deviation = _z_scores(moments, truth, difference, error, rounding)
-    p = 2 * stats.t.sf(np.abs(z), R - 1)
+    names, z, freedom, deviation = _z_scores(moments, truth, difference, rounding)
+    p = 2 * stats.t.sf(np.abs(z), freedom)
     worst = int(np.nanargmin(p))
     p_all = min(1.0, float(p[worst]) * len(p))
     threshold = float(stats.norm.isf(LEVEL / (2 * len(p))))
@@ -202,7 +194,7 @@ def _bias(
         "detectable_bias": seeable,
     }
     if p_all < LEVEL:
-        if R < max(200, 20 * (skewness or 0.0) ** 2):
+        if max(200, 20 * (skewness or 0.0) ** 2) > R:
             return numbers, ("INCONCLUSIVE", f"skewness {skewness:.1f}: too few replicates to trust a z-score")
         return numbers, ("BIASED", f"{names[worst]}: z = {z[worst]:+.1f}")
     # Where the true gradient is zero, what could have been seen is held against the noise of one estimate instead.
@@ -214,19 +206,25 @@ def _bias(
 
 
 def _z_scores(
-    moments: BlockMoments, truth: Truth, difference: Tensor, error: Tensor, rounding: float
-) -> tuple[list[str], np.ndarray, float]:
-    """Names and z-scores of all coordinates and directions, and the standard error along the first direction."""
+    moments: BlockMoments, truth: Truth, difference: Tensor, rounding: float
+) -> tuple[list[str], np.ndarray, np.ndarray, float]:
+    """Names, t-statistics and their degrees of freedom (Welch) of all directions and coordinates.
+
+    Last, the standard error along the first direction, which is the gradient's own.
+    """
     assert moments.coordinates is not None and moments.along is not None
     R = moments.coordinates.count
     directions = moments.directions.vectors.to(difference)
-    along_error = (moments.along.variance / R + error.square() @ directions.square().T + rounding**2).sqrt()
-    along = directions @ difference / along_error.clamp_min(1e-300)
-    each_error = (moments.coordinates.variance / R + error.square() + rounding**2).sqrt()
-    each = difference / each_error.clamp_min(1e-300)
-    if len(each) > FEW:
-        each = each[:0]  # thousands of coordinates would only blunt the test: the directions speak for them
-    names = [*moments.directions.names, *(f"{moments.block} coordinate {i}" for i in range(len(each)))]
-    z = np.concatenate([along.cpu().numpy(), each.cpu().numpy()])
-    deviation = float(along_error[0]) if len(along_error) else float(each_error.max())
-    return names, z, deviation
+    ours, theirs = moments.along.variance / R, truth.variance_along(directions).to(difference)
+    gap = directions @ difference
+    names = list(moments.directions.names)
+    if len(difference) <= FEW:  # thousands of coordinates would only blunt the test: the directions speak for them
+        ours = torch.cat([ours, moments.coordinates.variance / R])
+        theirs = torch.cat([theirs, truth.standard_error.to(difference).square()])
+        gap = torch.cat([gap, difference])
+        names += [f"{moments.block} coordinate {i}" for i in range(len(difference))]
+    error = (ours + theirs + rounding**2).sqrt()
+    welch = (ours + theirs).square() / (ours.square() / (R - 1) + theirs.square() / truth.degrees_of_freedom)
+    freedom = torch.where(ours + theirs > 0, welch, float(R - 1)).nan_to_num(R - 1)
+    z = gap / error.clamp_min(1e-300)
+    return names, z.cpu().numpy(), freedom.cpu().numpy(), float(error[0])

@@ -10,6 +10,9 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _FOLDER: Path | None = None
 
@@ -40,6 +43,16 @@ def alone() -> Iterator[None]:
         return
     with _locked("door", fcntl.LOCK_EX), _locked("room", fcntl.LOCK_EX):
         yield
+
+
+def quietly(source: Iterator[T]) -> Iterator[T]:
+    """The same items, none of them made while another worker takes times."""
+    while True:
+        with busy():
+            item = next(source, None)
+        if item is None:
+            return
+        yield item
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -199,7 +199,7 @@ def rule(function: Callable[..., Any]) -> type[Estimator]:
 
     @dataclass(frozen=True)
     class Rule(Estimator):
-        function: Callable[..., Any] = function
+        coefficients: Callable[..., Any] = field(default=function, kw_only=True)
         objective: str = "elbo"
         needs = frozenset({"reparameterizable"})
 
@@ -208,7 +208,7 @@ def rule(function: Callable[..., Any]) -> type[Estimator]:
             return dict.fromkeys(("theta", "phi"), target(self.objective, self.num_samples))
 
         def weights(self, log_w: torch.Tensor) -> Weights:
-            return Weights(*self.function(log_w))
+            return Weights(*self.coefficients(log_w))
 
     Rule.name = function.__name__
     return Rule

@@ -68,7 +68,9 @@ def convert(kind: type, raw: Mapping[str, str]) -> dict[str, Any]:
     for key, text in raw.items():
         if key not in fields:
             raise SpecError(f"{_label(kind)} has no parameter {key!r}; {nearest(key, fields) if fields else 'it has none'}")
-        values[key] = _value(f"{_label(kind)}[{key}]", text, str(fields[key].type))
+        hint = fields[key].type
+        name = hint if isinstance(hint, str) else hint.__name__
+        values[key] = _value(f"{_label(kind)}[{key}]", text, name)
     return values
 
 

@@ -19,17 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """The value (nats, mean over data points) and gradient of a target.
+    """The exact value (nats, mean over data points) and gradient of a target.
 
-    ``gradient`` lacks a block that is not known (theta of ``forward_kl``). ``standard_error`` has the same shape, and is
-    ``None`` where the numbers are exact.
+    ``gradient`` lacks a block that the target does not depend on or is not known for (theta of ``forward_kl``).
     """
 
-    value: float | None
+    value: float
     gradient: Parameters
     method: str
-    standard_error: Parameters | None = None
-    value_standard_error: float = 0.0
 
 
 @dataclass(frozen=True)
