@@ -80,7 +80,7 @@ def _measure(cell: Cell, plugins: tuple[str, ...]) -> dict[str, Any]:
             declared_finite=estimator.variance_exists,
             resolution=resolution,
             exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
-            snr_slope=estimator.snr_slopes.get(block),
+            snr_slope=estimator.snr_slope(block, problem.tail_ratio),
         )
         for block in ("value", *BLOCKS)
         if block != "value" or "value" in moments.blocks

@@ -65,17 +65,23 @@ def summarize(
     mean = moments.coordinates.mean
     mean_norm = float(mean.norm())
     V = float(moments.coordinates.variance.sum())
-    khat = tail_index(moments)
-    heavy = not declared_finite or _is_heavy(moments, khat)
+    # An objective in nats and parameters of a natural scale: sums of terms of order one, or of the order of the result.
+    rounding = resolution * max(1.0, mean_norm, float(truth.gradient.norm()) if truth else 0.0)
+    still = math.sqrt(V) <= rounding  # every estimate is the same number: no tail, no shape, no signal-to-noise ratio
+    khat = None if still else tail_index(moments)
+    heavy = not declared_finite or (not still and _is_heavy(moments, khat))
     numbers: dict[str, object] = {"mean_norm": mean_norm, "tail_index": khat, "variance_exists": not heavy}
-    skewness, kurtosis = _shape(moments)
+    skewness, kurtosis = _shape(moments, rounding)
     if heavy:
         numbers |= {"quantiles": _quantiles(moments)}
+    elif still:
+        V = 0.0
+        numbers |= {"variance": V, "variance_interval": (0.0, rounding**2), "exact_variance": exact_variance}
     else:
-        V_error = math.sqrt(float(moments.distance.variance[0]) / R) if moments.distance else 0.0
+        V_error = _variance_error(moments)
         numbers |= {
             "variance": V,
-            "variance_interval": _log_interval(V, V_error) if khat is None or khat < 0.5 else None,
+            "variance_interval": _log_interval(V, V_error, R) if khat is None or khat < 0.5 else None,
             "exact_variance": exact_variance,
             "skewness": skewness,
             "kurtosis": kurtosis,
@@ -84,7 +90,7 @@ def summarize(
     if truth is None:
         verdict: tuple[Verdict, str] = ("NO_REFERENCE", "no target with a known gradient")
     else:
-        bias, verdict = _bias(moments, truth, V, heavy, resolution, skewness)
+        bias, verdict = _bias(moments, truth, V, heavy, rounding, skewness)
         numbers |= bias
         if not heavy:
             numbers["mse"] = V + float(bias["bias_norm"]) ** 2  # type: ignore[arg-type]
@@ -96,9 +102,13 @@ def summarize(
 def tail_index(moments: BlockMoments) -> float | None:
     """Generalised-Pareto shape k of the distance |gradient - centre|; the variance needs k < 1/2, its interval k < 1/4."""
     norms = moments.tail.first.sqrt().numpy()
-    if len(norms) < 500 or norms.max() <= norms.mean() * (1 + 1e-9):
+    if len(norms) < 500:
         return None
-    khat = float(array_stats.pareto_khat(norms[None], r_eff=1.0, tail="right"))
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            khat = float(array_stats.pareto_khat(norms[None], r_eff=1.0, tail="right"))
+    except ValueError:  # a tail of equal values has no shape
+        return None
     return khat if math.isfinite(khat) else None
 
 
@@ -116,22 +126,29 @@ def _quantiles(moments: BlockMoments) -> dict[str, float]:
     return {f"{q:g}": float(np.quantile(norms, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)}
 
 
-def _shape(moments: BlockMoments) -> tuple[float | None, float | None]:
-    """Skewness (the largest in size over directions and coordinates) and kurtosis of the most skewed column."""
-    columns = [m for m in (moments.along, moments.coordinates) if m is not None and m.m3.numel()]
-    skewness = np.concatenate([m.skewness.cpu().numpy() for m in columns])
-    kurtosis = np.concatenate([m.kurtosis.cpu().numpy() for m in columns])
+def _shape(moments: BlockMoments, rounding: float) -> tuple[float | None, float | None]:
+    """Skewness (the largest in size over directions and coordinates) and kurtosis of the most skewed column that varies."""
+    columns = [(m, m.variance > rounding**2) for m in (moments.along, moments.coordinates) if m is not None and m.m3.numel()]
+    skewness = np.concatenate([m.skewness[varies].cpu().numpy() for m, varies in columns])
+    kurtosis = np.concatenate([m.kurtosis[varies].cpu().numpy() for m, varies in columns])
     if not len(skewness):
         return None, None
     worst = int(np.abs(skewness).argmax())
     return float(skewness[worst]), float(kurtosis[worst])
 
 
-def _log_interval(value: float, error: float) -> tuple[float, float] | None:
+def _variance_error(moments: BlockMoments) -> float:
+    """Standard error of V: from the fourth moment of a single coordinate, else from squared distances from the centre."""
+    coordinates, distance = moments.coordinates, moments.distance
+    assert coordinates is not None and distance is not None
+    if len(coordinates.mean) == 1:  # exact, where a biased estimate's distances from its reference would not be
+        return float(coordinates.variance[0]) * math.sqrt(max(float(coordinates.kurtosis[0]) - 1, 0.0) / coordinates.count)
+    return math.sqrt(float(distance.variance[0]) / distance.count)
+
+
+def _log_interval(value: float, error: float, count: int) -> tuple[float, float]:
     """95 % interval of a positive number from its standard error, on the log scale (delta method)."""
-    if value <= 0:
-        return (0.0, 0.0) if error == 0 else None
-    factor = math.exp(min(Z95 * error / value, 700.0))
+    factor = math.exp(min(float(stats.t.isf(0.025, count - 1)) * error / value, 700.0))
     return value / factor, value * factor
 
 
@@ -139,17 +156,24 @@ def _signal_to_noise(moments: BlockMoments, mean_norm: float, V: float, V_error:
     """|E g| / sqrt(V), the signal debiased by V/R, with an interval that allows for the errors of both.
 
     tr(Sigma^2), which sets the noise of |m|^2, is taken from the variance of squared distances (2 tr(Sigma^2) for a normal
-    law, more for a heavier one: the interval errs on the wide side).
+    law, more for a heavier one: the interval errs on the wide side), and is no less than the squared variances' sum.
+
+    The interval of the signal s = |E g|^2 is Wilson's: all s that lie within 1.96 of *their own* standard errors,
+    (4 s a / R + 2 tr(Sigma^2) / R^2)^(1/2) with a the variance along E g, of the estimate of s. Standard errors at the
+    estimate itself would fail where the signal is near its floor.
     """
-    if V <= 0 or moments.distance is None:
-        return {}
-    R = moments.distance.count
-    trace_square = min(float(moments.distance.variance[0]) / 2, V * V)
-    along = float(moments.along.variance[0]) if moments.along is not None and moments.along.mean.numel() else V
+    assert moments.distance is not None and moments.coordinates is not None and moments.along is not None
+    R, variances = moments.distance.count, moments.coordinates.variance
+    trace_square = min(max(float(moments.distance.variance[0]) / 2, float(variances.square().sum())), V * V)
+    # Along the reference; a biased mean lies elsewhere, and what the coordinates alone say of it is the other bound.
+    along = float(moments.coordinates.mean.square() @ variances) / max(mean_norm**2, 1e-300)
+    if len(moments.along.mean):
+        along = max(along, float(moments.along.variance[0]))
     signal = mean_norm**2 - V / R
-    signal_error = math.sqrt(4 * max(signal, 0.0) * along / R + 2 * trace_square / R**2)
-    low, high = max(signal - Z95 * signal_error, 0.0), max(signal, 0.0) + Z95 * signal_error
-    spread = math.exp(Z95 * V_error / (2 * V))
+    centre = signal + 2 * Z95**2 * along / R
+    reach = Z95 * math.sqrt(max(4 * signal * along / R + 4 * (Z95 * along / R) ** 2 + 2 * trace_square / R**2, 0.0))
+    low, high = max(centre - reach, 0.0), max(centre + reach, 0.0)
+    spread = math.exp(min(Z95 * V_error / (2 * V), 350.0))
     return {
         "snr": math.sqrt(max(signal, 0.0) / V),
         "snr_interval": (math.sqrt(low / V) / spread, math.sqrt(high / V) * spread),
@@ -158,7 +182,7 @@ def _signal_to_noise(moments: BlockMoments, mean_norm: float, V: float, V_error:
 
 
 def _bias(
-    moments: BlockMoments, truth: Truth, V: float, heavy: bool, resolution: float, skewness: float | None
+    moments: BlockMoments, truth: Truth, V: float, heavy: bool, rounding: float, skewness: float | None
 ) -> tuple[dict[str, object], tuple[Verdict, str]]:
     """Bias and verdict against a reference.
 
@@ -170,14 +194,13 @@ def _bias(
     g, error = truth.gradient.to(mean), truth.standard_error.to(mean)
     g_norm, difference = float(g.norm()), mean - g
     distance = float(difference.norm())
-    noise = V / R + float(error.square().sum())
-    rounding = resolution * max(g_norm, float(mean.norm()), math.sqrt(V))
+    noise = V / R + float(error.square().sum()) + rounding**2
     names, z, freedom, deviation = _z_scores(moments, truth, difference, rounding)
     p = 2 * stats.t.sf(np.abs(z), freedom)
     worst = int(np.nanargmin(p))
     p_all = min(1.0, float(p[worst]) * len(p))
-    threshold = float(stats.norm.isf(LEVEL / (2 * len(p))))
-    seeable = (threshold + POWER_Z) * deviation
+    seeable = (float(stats.t.isf(LEVEL / (2 * len(p)), freedom[0])) + POWER_Z) * deviation
+    spread = float(stats.t.isf(0.025, np.min(freedom))) * math.sqrt(noise)
     numbers: dict[str, object] = {
         "reference_norm": g_norm,
         "reference_standard_error": math.sqrt(float(error.square().sum())),
@@ -188,7 +211,7 @@ def _bias(
         return numbers | {"bias_norm": distance}, ("HEAVY_TAIL", "the variance does not exist: no z-score, no interval")
     numbers |= {
         "bias_norm": math.sqrt(max(distance**2 - noise, 0.0)),
-        "bias_interval": (max(distance - Z95 * math.sqrt(noise), 0.0), distance + Z95 * math.sqrt(noise)),
+        "bias_interval": (max(distance - spread, 0.0), distance + spread),
         "bias_z": float(stats.norm.isf(max(p_all, 1e-300) / 2)) if p_all < 1 else 0.0,
         "worst_direction": names[worst],
         "detectable_bias": seeable,
@@ -199,7 +222,9 @@ def _bias(
         return numbers, ("BIASED", f"{names[worst]}: z = {z[worst]:+.1f}")
     # Where the true gradient is zero, what could have been seen is held against the noise of one estimate instead.
     scale, unit = (g_norm, "the gradient") if g_norm > 10 * rounding else (math.sqrt(V), "one estimate's noise")
-    seen = f"{seeable / scale:.1%} of {unit}" if scale > 0 else "rounding"
+    if scale <= 10 * rounding:
+        return numbers, ("PASS", "zero to rounding, as is the reference")
+    seen = f"{seeable / scale:.1%} of {unit}"
     if seeable > SEEABLE * scale:
         return numbers, ("INCONCLUSIVE", f"this run could only have seen a bias above {seen}")
     return numbers, ("PASS", f"a bias above {seen} would have been seen")

@@ -155,7 +155,9 @@ class Estimator(ABC):
     random_cost: ClassVar[bool] = False
     """Whether replicates draw different numbers of samples."""
     snr_slopes: ClassVar[dict[str, float]] = {}
-    """Theory's exponents of the signal-to-noise ratio in K, by block, where the importance weights have the moments."""
+    """Theory's exponents of the signal-to-noise ratio in K, by block, where the weights have the moments it needs."""
+    snr_tail_ratios: ClassVar[dict[str, float]] = {}
+    """By block: the rho that a Gaussian guide must exceed for those moments to exist; without an entry, any will do."""
 
     def __post_init__(self) -> None:
         if self.num_samples < self.min_num_samples:
@@ -175,6 +177,13 @@ class Estimator(ABC):
     def variance_exists(self) -> bool:
         """Whether the estimate has a finite variance on every model whose log-density is at most quadratic."""
         return True
+
+    def snr_slope(self, block: str, tail_ratio: float | None) -> float | None:
+        """Theory's exponent of the signal-to-noise ratio in K at a model's rho; ``None`` where theory says nothing."""
+        needed = self.snr_tail_ratios.get(block)
+        if needed is not None and (tail_ratio is None or tail_ratio <= needed):
+            return None
+        return self.snr_slopes.get(block)
 
     def weights(self, log_w: Tensor) -> Weights:
         """The rule: coefficients from log-weights ``(K, *batch)``, along the first axis."""

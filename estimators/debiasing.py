@@ -44,6 +44,7 @@ class Jackknife(Estimator):
     min_num_samples = 2
     num_samples: int = 2
     snr_slopes = {"theta": 0.5}
+    snr_tail_ratios = {"theta": 0.5}
 
     @property
     def targets(self) -> dict[str, Target | None]:

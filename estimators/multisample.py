@@ -19,6 +19,7 @@ class ImportanceWeighted(Estimator):
     """Abstract: both blocks are unbiased for L_K; the value is log mean w."""
 
     family = "multi-sample"
+    snr_tail_ratios = {"theta": 0.5, "phi": 0.5}
     needs = frozenset({"reparameterizable"})
 
     @property
@@ -108,6 +109,7 @@ class DReG(ImportanceWeighted):
     name = "dreg"
     citations = ("tucker2019",)
     snr_slopes = {"theta": 0.5, "phi": 0.5}
+    snr_tail_ratios = {"theta": 0.5, "phi": 0.75}
 
     def weights(self, log_w: Tensor) -> Weights:
         w = log_w.softmax(0)

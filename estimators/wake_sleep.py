@@ -34,6 +34,7 @@ class ReweightedWakeSleep(Estimator):
     family = "wake-sleep"
     citations = ("bornschein2015", "le2019")
     snr_slopes = {"theta": 0.5, "phi": 0.5}
+    snr_tail_ratios = {"theta": 0.5, "phi": 0.5}
 
     @property
     def targets(self) -> dict[str, Target | None]:

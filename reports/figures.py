@@ -206,7 +206,7 @@ def bias(blocks: pd.DataFrame) -> Figure:
         y = [place[one] + offset[block] for one in rows["label"]]
         percent = 100 * rows["detectable_bias"] / rows["reference_norm"]
         right.plot(percent, y, marker, color="#333333", mfc="none", alpha=0.8, label=BLOCKS[block])
-    right.set(xscale="log", xlabel="smallest detectable bias, % of the reference's norm")
+    right.set(xscale="log", xlabel="detectable bias, % of reference")
     if not len(seen):
         _nothing(right)
     verdicts, _ = left.get_legend_handles_labels()

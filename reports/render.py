@@ -131,7 +131,9 @@ def _labelled(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str
     """The table and its means over seeds, with short titles, and the titles of all problems and estimators."""
     table = tabulate(runs)
     names = {**titles(table["problem"].unique()), **titles(table["estimator"].unique())}
-    varying = [column for column in ("dtype", "device", "compiled", "run") if table[column].nunique() > 1]
+    # A label says what tells two series of one problem apart, and no more.
+    series = table.drop_duplicates(SERIES_KEY).groupby("problem")
+    varying = [c for c in ("dtype", "device", "compiled", "run") if (series[c].nunique() > 1).any()]
 
     def label(row: pd.Series) -> str:
         extra = [

@@ -215,7 +215,8 @@ def beside(means: pd.DataFrame) -> pd.DataFrame:
     for _, their in theirs.iterrows():
         same = ours[(ours[place] == their[place]).all(axis=1)]
         exact = same[same["estimator"] == their["counterpart"]]
-        named = same[same["estimator"].str.partition("[")[0] == str(their["counterpart"]).partition("[")[0]]
+        name = str(their["counterpart"]).partition("[")[0]
+        named = same[[str(each).partition("[")[0] == name for each in same["estimator"]]]
         for _, our in (exact if len(exact) else named).iterrows():
             rows.append(_ratio_row(their, our, place))
     names = [*place, "library", "estimator", "counterpart", "compiled", "expectation", "their_verdict", "our_verdict"]

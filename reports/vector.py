@@ -47,7 +47,7 @@ def svg(figure: Figure, prefix: str) -> str:
 def _with_classes(text: str, prefix: str) -> str:
     """Styles that recur become classes: a third of the size."""
     counts = Counter(re.findall(r' style="([^"<>]+)"', text))
-    classes = {style: f"{prefix}{index}" for index, (style, count) in enumerate(counts.items()) if count > 2}
+    classes = {style: f"{prefix}-{index}" for index, (style, count) in enumerate(counts.items()) if count > 2}
     rules = "".join(f".{name}{{{style}}}" for style, name in classes.items())
 
     def shorten(tag: re.Match[str]) -> str:

@@ -69,8 +69,9 @@ MUTANTS = {
     ),
     "weights not held in sum w log w (defect 7)": mutant(
         "iwae",
-        lambda self, log_w, w: Weights(*(sign * (v := log_w.softmax(0)) * (1 + log_w - (v * log_w).sum(0))
-                                         for sign in (1, -1, 1))),  # fmt: skip
+        lambda self, log_w, w: Weights(
+            *(sign * (v := log_w.softmax(0)) * (1 + log_w - (v * log_w).sum(0)) for sign in (1, -1, 1))
+        ),
     ),
     "wake-phi direction with gamma = 1 taken for an IWAE gradient (defect 11)": mutant(
         "iwae", lambda self, log_w, w: Weights(None, log_w.softmax(0), w.model)
@@ -79,13 +80,14 @@ MUTANTS = {
         "NoLogK", (estimators.IWAE,), {"value": lambda self, log_w: log_w.logsumexp(0)}
     ),
     "IWAE with K - 1 samples' worth of weights": mutant(
-        "iwae", lambda self, log_w, w: Weights(*(torch.cat([s * log_w[1:].softmax(0), 0 * log_w[:1]]) for s in (1, -1, 1)))
+        "iwae",
+        lambda self, log_w, w: Weights(*(torch.cat([s * log_w[1:].softmax(0), 0 * log_w[:1]]) for s in (1, -1, 1))),
     ),
     "q-bar rebuilt without its scale (defect 6)": None,
     "gradient with respect to sigma where log sigma is declared (defect 15)": None,
     "SUMO with weights shifted by one (defect 9)": None,
     "SUMO multiplied by the survival in place of divided (defect 9)": None,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
