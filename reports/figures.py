@@ -240,6 +240,8 @@ def snr_against_k(means: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
                 pivot, middle = np.sqrt(line[0] * line[1]), np.sqrt(k[0] * k[1])
                 axes.plot(k, pivot * (k / middle) ** fit["snr_slope_theory"], ":", color=colour, linewidth=1.8)
         _whole_k(axes, here)
+        if len(floor) and floor.min() > 0:
+            axes.set_ylim(bottom=floor.min() / 3)  # what lies below says nothing but that it is below
     lines = (
         ("--", "#333333", "fitted slope"),
         (":", "#333333", "theory's slope"),

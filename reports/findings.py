@@ -118,18 +118,19 @@ def _tails(means: pd.DataFrame, names: dict[str, str]) -> str:
 
 
 def _slopes(slopes: pd.DataFrame, names: dict[str, str]) -> tuple[str, list[str]]:
-    known = slopes[slopes["snr_slope_theory"].notna()]
+    known = slopes[slopes["slope_exact"].notna()]
     if not len(known):
         return "", []
-    inside = known["snr_slope_theory"].between(known["slope_low"], known["slope_high"])
+    inside = known["slope_exact"].between(known["slope_low"], known["slope_high"])
     text = (
-        "The interval of the slope of log SNR in log K covers theory's slope, which holds for large K, in "
-        f"{int(inside.sum())} of {plural(len(known), 'fit')}" + ("." if inside.all() else ". It does not in:")
+        "The interval of the slope of log SNR in log K covers the exact slope over the same K in "
+        f"{int(inside.sum())} of {plural(len(known), 'fit')}"
+        + ("." if inside.all() else " (95 % intervals, so about one in twenty may miss). It does not in:")
     )
     out = [
         f"{names[row['estimator']]} on {names[row['problem']]}, {BLOCKS[row['block']]}: "
         f"{interval(row['slope'], row['slope_low'], row['slope_high'])} over K = {row['k_low']} to {row['k_high']}, "
-        f"where theory says {number(row['snr_slope_theory'])}."
+        f"where the exact slope is {number(row['slope_exact'])}."
         for _, row in known[~inside].iterrows()
     ]
     return text, out if len(out) <= 6 else [*out[:6], f"{len(out) - 6} more, in section 5."]

@@ -93,7 +93,8 @@ def slopes(means: pd.DataFrame, smallest_p: float = 0.01) -> pd.DataFrame:
     Weighted least squares with the errors that the SNR's own intervals state, over the K whose SNR is above three times
     its own floor. Theory's slopes hold for large K: while a straight line is contradicted (chi-square,
     ``p < smallest_p``) and more than three K are left, the smallest K is dropped; what misfit remains widens the
-    interval (Birge ratio, Student's t). ``k_low`` to ``k_high`` is the range that was used.
+    interval (Birge ratio, Student's t). ``k_low`` to ``k_high`` is the range that was used. ``slope_exact`` is that of
+    the exact SNR over the same K with the same weights, where the exact gradient and variance are known.
     """
     kept = [
         *SERIES,
@@ -116,11 +117,21 @@ def slopes(means: pd.DataFrame, smallest_p: float = 0.01) -> pd.DataFrame:
         while fit["p"] < smallest_p and len(k) > 3:
             k, y, e = k[1:], y[1:], e[1:]
             fit = weighted_line(k, y, e)
+        fit["slope_exact"] = math.nan
+        exact = _exact_snr(used.loc[k.index])
+        if exact.notna().all():
+            fit["slope_exact"] = weighted_line(k, np.log(exact), e)["slope"]
         ks = np.exp(k).round().astype(int)
         span = {"k_low": ks.iloc[0], "k_high": ks.iloc[-1], "points": len(k), "left_out": len(series) - len(k)}
         found.append({name: used[name].iloc[-1] for name in kept} | fit | span)
-    numbers = ["slope", "slope_low", "slope_high", "intercept", "p", "k_low", "k_high", "points", "left_out"]
+    numbers = ["slope", "slope_low", "slope_high", "slope_exact", "intercept", "p", "k_low", "k_high", "points", "left_out"]
     return pd.DataFrame(found, columns=[*kept, *numbers])
+
+
+def _exact_snr(rows: pd.DataFrame) -> pd.Series:
+    """|E g| / sqrt(V) where both are known exactly: an unbiased estimator of an exact target with an exact variance."""
+    known = (rows["unbiased"] == True) & (rows["reference_standard_error"] == 0)  # noqa: E712
+    return (rows["reference_norm"] / np.sqrt(rows["exact_variance"].astype(float))).where(known)
 
 
 def weighted_line(x: pd.Series, y: pd.Series, error: pd.Series) -> dict[str, float]:

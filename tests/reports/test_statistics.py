@@ -16,7 +16,8 @@ PLACE = {
     "run": "r", "problem": "p", "library": "gradest", "estimator": "e", "block": "phi", "dtype": "float64",
     "device": "cpu",
     "compiled": False, "status": "ok", "target": "elbo", "target_key": "", "verdict": "PASS", "variance_exists": True,
-    "snr_slope_theory": 0.5, "tail_ratio": 0.8, "counterpart": None,
+    "snr_slope_theory": 0.5, "tail_ratio": 0.8, "counterpart": None, "unbiased": None,
+    "reference_standard_error": math.nan, "reference_norm": math.nan, "exact_variance": math.nan,
 }  # fmt: skip
 
 
@@ -37,6 +38,13 @@ def test_slope_of_a_power_law_is_recovered() -> None:
     half = math.log(2.1 / 1.9) / 2 / math.sqrt(10) / math.log(4)
     assert fit["slope_high"] - fit["slope"] == pytest.approx(half, rel=1e-9)
     assert (fit["k_low"], fit["k_high"], fit["left_out"]) == (1, 256, 0)
+    assert math.isnan(fit["slope_exact"])
+    for one in law:  # exactly known: |g| = 3, variance K^-0.8, so an exact slope of 0.4
+        one |= {"unbiased": True, "reference_standard_error": 0.0, "reference_norm": 3.0}
+        one["exact_variance"] = one["num_samples"] ** -0.8
+    assert slopes(rows(*law)).iloc[0]["slope_exact"] == pytest.approx(0.4, abs=1e-12)
+    law[2]["reference_standard_error"] = 0.1  # a long run is not exact
+    assert math.isnan(slopes(rows(*law)).iloc[0]["slope_exact"])
 
 
 def test_slopes_leave_out_what_is_near_the_floor_and_what_bends() -> None:
