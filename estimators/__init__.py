@@ -19,6 +19,7 @@ from .contract import (
     Parameters,
     Refusal,
     Target,
+    TotalDerivative,
     Weights,
 )
 from .debiasing import SUMO, Jackknife
@@ -101,6 +102,7 @@ __all__ = [
     "ScoreFunction",
     "StickingTheLanding",
     "Target",
+    "TotalDerivative",
     "Weights",
     "get",
     "names",

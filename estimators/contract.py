@@ -62,6 +62,21 @@ class Weights(NamedTuple):
     model: Tensor | float | None
 
 
+class TotalDerivative(Weights):
+    """Weights whose score is minus their path: those of a total derivative. Saying so saves the surrogate two passes."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, path: Tensor | float, model: Tensor | float | None) -> TotalDerivative:
+        """``(path, -path, model)``."""
+        return cls(path, -path, model)
+
+    def _replace(self, **changes: Any) -> Weights:  # type: ignore[override]
+        """Plain weights: with one of its parts changed it need not be a total derivative any more."""
+        return Weights(*self)._replace(**changes)
+
+
 class Gradient(NamedTuple):
     """One estimate: of the objective's value (a scalar; NaN where the estimator has none), and of each block's gradient."""
 
@@ -93,6 +108,10 @@ class Guide(ABC):
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z | x), ``(..., *batch)``."""
+
+    def log_prob_transformed(self, noise: Any) -> Tensor:
+        """log q at ``transform(noise)``, whose phi-gradient is the total derivative; guides override it where it is simple."""
+        return self.log_prob(self.transform(noise))
 
     @abstractmethod
     def detach(self) -> Guide:

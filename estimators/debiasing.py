@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contract import Draw, Estimator, Guide, Refusal, Target, Weights
+from .contract import Draw, Estimator, Guide, Refusal, Target, TotalDerivative, Weights
 
 SUMO_KNEE, SUMO_DECAY = 80, 0.9
 """Luo et al.: P(N >= k) = 1/k up to k = 80, geometric with ratio 0.9 beyond."""
@@ -60,7 +60,7 @@ class Jackknife(Estimator):
     def weights(self, log_w: Tensor) -> Weights:
         K = self.num_samples
         w = K * log_w.softmax(0) - (K - 1) * _without_each(log_w).softmax(1).mean(0)
-        return Weights(path=w, score=-w, model=w)
+        return TotalDerivative.of(w, model=w)
 
 
 def _without_each(log_w: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class SUMO(Estimator):
         softmaxes = (log_w[:, None] - log_sums[None]).masked_fill(~later, -math.inf).exp()
         w = (softmaxes * _column(coefficient, log_sums)[None]).sum(1)
         ascent = -2 * self.value(log_w) * w
-        return Weights(path=ascent, score=-ascent, model=w)
+        return TotalDerivative.of(ascent, model=w)
 
 
 def _column(vector: Tensor, like: Tensor) -> Tensor:

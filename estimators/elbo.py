@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from .contract import Block, Estimator, Gradient, LatentModel, Parameters, Target, Weights
+from .contract import Block, Estimator, Gradient, LatentModel, Parameters, Target, TotalDerivative, Weights
 from .guides import DiagonalGaussian
 
 
@@ -98,7 +98,7 @@ class Reparameterization(ElboEstimator):
 
     Example:
         >>> Reparameterization(num_samples=2).weights(torch.zeros(2))
-        Weights(path=0.5, score=-0.5, model=0.5)
+        TotalDerivative(path=0.5, score=-0.5, model=0.5)
     """
 
     name = "reparameterization"
@@ -106,7 +106,7 @@ class Reparameterization(ElboEstimator):
     needs = frozenset({"reparameterizable"})
 
     def weights(self, log_w: Tensor) -> Weights:
-        return Weights(path=1 / self.num_samples, score=-1 / self.num_samples, model=1 / self.num_samples)
+        return TotalDerivative.of(1 / self.num_samples, model=1 / self.num_samples)
 
 
 @dataclass(frozen=True)

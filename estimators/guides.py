@@ -47,6 +47,12 @@ class DiagonalGaussian(Guide):
         squares = ((z - self.loc) * torch.exp(-self.log_scale)).square().sum(-1)
         return -0.5 * squares - (self.log_scale.sum(-1) + 0.5 * math.log(2 * math.pi) * self.loc.shape[-1])
 
+    def log_prob_transformed(self, noise: Tensor) -> Tensor:
+        # The noise is the standardised z, so phi enters through the log-determinant alone.
+        return -0.5 * noise.square().sum(-1) - (
+            self.log_scale.sum(-1) + 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
+        )
+
     def detach(self) -> DiagonalGaussian:
         return DiagonalGaussian(self.loc.detach(), self.log_scale.detach())
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contract import Estimator, Target, Weights
+from .contract import Estimator, Target, TotalDerivative, Weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class IWAE(ImportanceWeighted):
 
     def weights(self, log_w: Tensor) -> Weights:
         w = log_w.softmax(0)
-        return Weights(path=w, score=-w, model=w)
+        return TotalDerivative.of(w, model=w)
 
 
 @dataclass(frozen=True)

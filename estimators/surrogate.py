@@ -2,9 +2,8 @@
 
     sum_k  a_k P_k + b_k h_k  (phi)      sum_k  c_k t_k  (theta)
 
-One forward and one backward pass through log w = log p(x, z) - log q-bar(z) serve both blocks: it is pulled back with the
-model weights c (q-bar does not depend on theta), and each sample's z-gradient is rescaled by a / c before it goes on
-through the sampling path. So a doubly
+One forward and one backward pass through log p(x, z) serve both blocks: it is pulled back with the model weights c, and
+each sample's z-gradient is rescaled by a / c before it goes on through the sampling path. So a doubly
 reparameterised estimate costs what an importance-weighted one costs.
 """
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from .contract import Gradient, LatentModel, Parameters, Weights
+from .contract import Gradient, LatentModel, Parameters, TotalDerivative
 
 if TYPE_CHECKING:
     from .contract import Block, Estimator
@@ -39,14 +38,12 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
     def surrogate(phi: Block) -> tuple[Tensor, tuple[Tensor, Block]]:
         guide = model.guide(phi)
         z = guide.transform(noise)
-        held, held_guide = z.detach(), guide.detach()
-
-        def log_weight(theta: Block, z: Tensor) -> Tensor:
-            return model.log_joint(theta, z) - held_guide.log_prob(z)
-
-        log_w, pull_back = vjp(log_weight, theta, held)  # type: ignore[misc]
+        held = z.detach()
+        log_q = guide.log_prob_transformed(noise)
+        log_p, pull_back = vjp(model.log_joint, theta, held)  # type: ignore[misc]
+        log_w = (log_p - log_q).detach()
         points = log_w[0].numel()
-        weights = Weights(*estimator.weights(log_w.detach()))
+        weights = estimator.weights(log_w)
         path, score, model_weights = (_spread(weight, log_w, points) for weight in weights)
 
         cotangent, ratio = _one_pass(path, model_weights, log_w)
@@ -55,12 +52,15 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
             theta_gradient = {name: torch.zeros_like(leaf) for name, leaf in theta.items()}
         total = log_w.new_zeros(())
         if path is not None:
-            if ratio is not None:
-                z_gradient = _append_dims(ratio, z) * z_gradient
-            total = total + (z_gradient * z).sum()
-        if score is not None:
+            along = z_gradient if ratio is None else _append_dims(ratio, z) * z_gradient
+            total = total + (along * z).sum()
+            if isinstance(weights, TotalDerivative):
+                total = total - (path * log_q).sum()
+            else:
+                total = total - (path * guide.detach().log_prob(z)).sum()
+        if score is not None and not isinstance(weights, TotalDerivative):
             total = total + (score * guide.log_prob(held)).sum()
-        value = estimator.value(log_w.detach())
+        value = estimator.value(log_w)
         value = log_w.new_full((), torch.nan) if value is None else value.mean()
         return total, (value, theta_gradient)
 
@@ -76,7 +76,7 @@ def _spread(weight: Tensor | float | None, log_w: Tensor, points: int) -> Tensor
 
 
 def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The cotangent of log w, and the ratio that turns the resulting z-gradient into the path's (``None``: one).
+    """The cotangent of log p, and the ratio that turns the resulting z-gradient into the path's (``None``: one).
 
     A model weight that is zero where the path weight is not is nudged by an amount that is lost in rounding.
     """

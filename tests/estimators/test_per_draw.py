@@ -249,3 +249,28 @@ def test_guide_against_torch_distributions():
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(q.loc, q.scale), normal(p.loc, p.scale)).sum(-1)
     torch.testing.assert_close(q.kl(p), kl)
+
+
+def test_a_changed_total_derivative_is_none_any_more():
+    """Its score is then used as it stands, not taken for minus the path."""
+    problem = PROBLEMS["gaussian-1d"]
+    noise = torch.randn(K, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    class Changed(estimators.IWAE):
+        def weights(self, log_w):
+            return super().weights(log_w)._replace(score=None)
+
+    got = Changed(num_samples=K).gradient(problem, problem.parameters, noise)
+    agrees(got.phi, estimators.get("iwae-stl", num_samples=K).gradient(problem, problem.parameters, noise).phi)
+
+
+def test_total_derivative_is_the_plain_weights_it_says():
+    problem = PROBLEMS["linear-gaussian"]
+    noise = torch.randn(K, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    class Plain(estimators.IWAE):
+        def weights(self, log_w):
+            return tuple(super().weights(log_w))
+
+    plain = Plain(num_samples=K).gradient(problem, problem.parameters, noise)
+    agrees(estimators.get("iwae", num_samples=K).gradient(problem, problem.parameters, noise).phi, plain.phi)

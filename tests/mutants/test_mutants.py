@@ -61,7 +61,7 @@ MUTANTS = {
         "score-function", lambda self, log_w, w: w._replace(score=0.9 * log_w / self.num_samples)
     ),
     "sticking the landing taken for an importance-weighted gradient (defect 12)": mutant(
-        "iwae", lambda self, log_w, w: w._replace(score=None)
+        "iwae", lambda self, log_w, w: Weights(w.path, None, w.model)
     ),
     "DReG with w in place of its square": mutant("dreg", lambda self, log_w, w: w._replace(path=log_w.softmax(0))),
     "DReG with its square in theta too (defect 3)": mutant(
@@ -167,7 +167,7 @@ HARMLESS = {
         "reparameterization", lambda self, log_w, w: w._replace(score=1 / self.num_samples)
     ),
     "total derivative as path alone": mutant(
-        "reparameterization", lambda self, log_w, w: w._replace(score=None)
+        "reparameterization", lambda self, log_w, w: Weights(w.path, None, w.model)
     ),
     "leave-one-out written with each sample's own baseline": mutant(
         "leave-one-out",
