@@ -43,8 +43,9 @@ class DiagonalGaussian(Guide):
         return self.loc + self.scale * noise
 
     def log_prob(self, z: Tensor) -> Tensor:
-        # Constants are added after the sum: passes over (K, *batch, D) are what this costs.
-        squares = ((z - self.loc) * torch.exp(-self.log_scale)).square().sum(-1)
+        # Passes over (K, *batch, D) are what this costs: constants are added after the sum, and loc is negated before
+        # it is spread, so that its gradient is negated after it was summed.
+        squares = ((z + (-self.loc)) * torch.exp(-self.log_scale)).square().sum(-1)
         return -0.5 * squares - (self.log_scale.sum(-1) + 0.5 * math.log(2 * math.pi) * self.loc.shape[-1])
 
     def log_prob_transformed(self, noise: Tensor) -> Tensor:
@@ -72,4 +73,5 @@ def standard_log_prob(x: Tensor, loc: Tensor) -> Tensor:
         >>> torch.allclose(standard_log_prob(x, x.new_zeros(2)), DiagonalGaussian(x * 0, x * 0).log_prob(x))
         True
     """
-    return -0.5 * (x - loc).square().sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
+    # Plus minus loc: a gradient with respect to loc is then summed before it is negated, not the other way round.
+    return -0.5 * (x + (-loc)).square().sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]

@@ -110,7 +110,7 @@ class Rainforth(Problem):
         return DiagonalGaussian(loc, loc.new_zeros(()).expand_as(loc))
 
     def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
-        return standard_log_prob(self.data, z)
+        return standard_log_prob(z, self.data)  # symmetric; the larger one first
 
     def log_joint(self, theta: Block, z: Tensor) -> Tensor:
         return standard_log_prob(z, theta["prior_loc"]) + self.log_likelihood(theta, z)
