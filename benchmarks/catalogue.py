@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from estimators import BLOCKS, Parameters, Target
 
 from .check import Checked, exact
 from .problems import Problem
+from .records import canonical_json
 from .registry import Registry
 from .specs import SpecError, settings_of
 
@@ -82,13 +84,17 @@ def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
     """The exact value and gradient of a target as plain data, beside the parameters and data that it belongs to.
 
     Raises:
-        SpecError: if the problem does not know it.
+        SpecError: if the problem does not know it, or its settings are beyond what floating point holds.
     """
-    found = exact(problem, target)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is told below, in one line
+            found = exact(problem, target)
+    except (ArithmeticError, ValueError) as wrong:
+        raise SpecError(f"{problem.spec}: {target} cannot be computed: {wrong}") from wrong
     if found is None:
         raise SpecError(f"{problem.name} does not know {target.name} exactly; it knows: "
                         f"{', '.join(problem.exact_targets) or 'nothing'}")  # fmt: skip
-    return {
+    row = {
         "problem": problem.spec,
         "target": target.name,
         "num_samples": target.num_samples,
@@ -99,6 +105,11 @@ def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
         "parameters": _plain(problem.parameters),
         "data": problem.data.tolist(),
     }
+    try:
+        canonical_json(row)
+    except ValueError:
+        raise SpecError(f"{problem.spec}: {target} is not finite") from None
+    return row
 
 
 def _plain(tree: Parameters) -> dict[str, dict[str, Any]]:

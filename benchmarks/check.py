@@ -71,12 +71,12 @@ def _finding(estimator: Estimator, problem: Problem, truth: dict[str, Any], seed
         raise
     except Exception as problem_:
         line = str(problem_).splitlines()[0] if str(problem_) else ""
-        raise SpecError(f"{estimator.label()} failed on {problem.spec}: {type(problem_).__name__}: {line}") from problem_
+        raise SpecError(
+            f"{estimator.label()} failed on {problem.spec}: {type(problem_).__name__}: {line}"
+        ) from problem_
 
 
-def _truth(
-    estimator: Estimator, problem: Problem, override: Target | None
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _truth(estimator: Estimator, problem: Problem, override: Target | None) -> tuple[dict[str, Any], dict[str, str]]:
     """The exact value and gradients that apply, and the names of their targets."""
     truth: dict[str, Any] = {}
     targets: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """The command line. Importing this module imports no torch; every verb imports what it needs.
 
-Exit codes: 0 done; 1 a cell failed, or a bias was found; 2 wrong usage; 3 no verdict, or the store cannot be written.
+Exit codes: 0 done; 1 a cell failed, or a bias was found; 2 wrong usage; 3 no verdict, or a file cannot be written.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A Python fi
 
 def fail(message: object, code: int = 2) -> NoReturn:
     """One line on standard error, and out."""
+    raise typer.Exit(_say(message, code))
+
+
+def _say(message: object, code: int) -> int:
     typer.echo(f"gradest: {' '.join(str(message).split())}", err=True)
-    raise typer.Exit(code)
+    return code
 
 
 def _version(wanted: bool) -> None:
@@ -43,7 +47,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -73,8 +79,12 @@ def list_(
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="A TOML file of suites; the default suite without one.")] = None,
-    problem: Annotated[list[str] | None, typer.Option("--problem", "-p", help="name, glob, or name[param=v,...]")] = None,
-    estimator: Annotated[list[str] | None, typer.Option("--estimator", "-e", help="name, glob, or name[param=v,...]")] = None,
+    problem: Annotated[
+        list[str] | None, typer.Option("--problem", "-p", help="name, glob, or name[param=v,...]")
+    ] = None,
+    estimator: Annotated[
+        list[str] | None, typer.Option("--estimator", "-e", help="name, glob, or name[param=v,...]")
+    ] = None,
     num_samples: Annotated[str | None, typer.Option("--num-samples", "-K", help="such as 1,8,64")] = None,
     replicates: Annotated[int | None, typer.Option("--replicates", "-R", min=2, help="estimates per cell")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="repetitions with seeds 0, 1, ...")] = None,
@@ -116,7 +126,9 @@ def run(
     try:
         books = runner.bibliography(cells, registry)
         command = shlex.join(["gradest", *sys.argv[1:]])
-        runner.open_run(out, cells, command, whole.model_dump(mode="json"), books)
+        workers = jobs or runner.usable_cores()
+        settings = whole.model_dump(mode="json")
+        runner.open_run(out, cells, command=command, settings=settings, bibliography=books, workers=workers)
         left, done, set_aside = (cells, 0, []) if fresh else runner.pending(out, cells)
         for line in (*left_out, *set_aside):
             typer.echo(f"left out: {line}" if line in left_out else f"set aside, measured again: {line}", err=True)
@@ -124,7 +136,7 @@ def run(
             typer.echo(f"{done} of {len(cells)} cells are done already", err=True)
         with Bar(len(left)) as bar:
             finished = runner.run(
-                out, left, plugins=plugins, workers=jobs or runner.usable_cores(), timeout=timeout, told=bar.tell, preparing=bar.preparing
+                out, left, plugins=plugins, workers=workers, timeout=timeout, told=bar.tell, preparing=bar.preparing
             )
     except runner.StoreError as wrong:
         fail(wrong, 3)
@@ -161,7 +173,13 @@ def status(folder: Path, as_json: Json = False) -> None:
     left = [each for each in manifest.cells if each not in stored]
     seconds = sum(record.seconds for record in stored.values())
     estimate = seconds / len(stored) * len(left) if stored else None
-    facts = {**counts, "left": len(left), "unreadable": len(unreadable), "seconds_spent": seconds, "seconds_left": estimate}
+    facts = {
+        **counts,
+        "left": len(left),
+        "unreadable": len(unreadable),
+        "seconds_spent": seconds,
+        "seconds_left": estimate,
+    }
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -186,7 +204,9 @@ def _manifest(folder: Path) -> Any:
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="run folders; several are overlaid")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="the HTML file; report.html in the first folder")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="the HTML file; report.html in the first folder")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML file."""
     from reports.render import render
@@ -221,7 +241,9 @@ def export(
 def check(
     source: Annotated[str, typer.Argument(help="NAME, or FILE.py:NAME of an Estimator class or a weights function")],
     problem: Annotated[list[str] | None, typer.Option("--problem", "-p", help="in place of the default panel")] = None,
-    num_samples: Annotated[int | None, typer.Option("--num-samples", "-K", help="default 2, or the least allowed")] = None,
+    num_samples: Annotated[
+        int | None, typer.Option("--num-samples", "-K", help="default 2, or the least allowed")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="hold it against this target, whatever it declares")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     max_draws: Annotated[int, typer.Option(min=4096, help="of one round of the test")] = 2_000_000,
@@ -285,6 +307,19 @@ def reference(
         typer.echo(f"{key}: {row[key]}")
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point: one line and exit 2 for wrong usage, never a traceback for the user's own slips."""
-    app()
+    given = sys.argv[1:]
+    # UsageError: of click, or of the copy of click that newer versions of typer carry.
+    usage_error = typer.BadParameter.__mro__[1]
+    try:
+        code = typer.main.get_command(app)(given or ["--help"], prog_name="gradest", standalone_mode=False)
+    except (SpecError, MemoryError) as wrong:
+        code = _say(wrong, 2)
+    except usage_error as wrong:
+        code = _say(f"{wrong.format_message()} (given: {shlex.join(given)})", 2)
+    except OSError as wrong:
+        code = _say(wrong, 3)
+    except typer.Abort:
+        code = _say("stopped", 130)
+    sys.exit(code or 0)

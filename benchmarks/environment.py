@@ -15,7 +15,7 @@ from . import __version__
 PACKAGES = ("torch", "numpy", "scipy", "pyro-ppl", "pandas", "seaborn", "arviz-stats")
 
 
-def describe() -> dict[str, str | int]:
+def describe(workers: int) -> dict[str, str | int]:
     """A flat dictionary of what may change a number or a second."""
     facts: dict[str, str | int] = {
         "gradest": __version__,
@@ -24,7 +24,8 @@ def describe() -> dict[str, str | int]:
         "processor": _processor(),
         "logical cores": psutil.cpu_count() or 1,
         "memory (GiB)": round(psutil.virtual_memory().total / 2**30),
-        "torch threads": torch.get_num_threads(),
+        "workers": workers,
+        "torch threads per worker": 1,
         "accelerator": _accelerator(),
     }
     for package in PACKAGES:

@@ -7,6 +7,7 @@ operating system, so a worker that dies leaves nothing behind.
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,31 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LONG = 1.0
+"""Seconds from which a wait is worth remembering."""
 _FOLDER: Path | None = None
+_NAME = ""
 
 
 def between(folder: str) -> None:
     """From here on, this process shares its locks with all that name the same folder; before, nobody waits."""
     global _FOLDER
     _FOLDER = Path(folder)
+
+
+def known_as(name: str) -> None:
+    """From here on, a file says of whoever goes by that name that it had to wait (:func:`has_waited`)."""
+    global _NAME
+    _NAME = name
+
+
+def has_waited(folder: str, name: str) -> bool:
+    """Whether the process known by that name waited for others for long, or to its end; asked once, then forgotten."""
+    try:
+        _sign(Path(folder), name).unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager
@@ -59,5 +78,18 @@ def quietly(source: Iterator[T]) -> Iterator[T]:
 def _locked(name: str, kind: int) -> Iterator[None]:
     assert _FOLDER is not None
     with open(_FOLDER / name, "a") as file:
-        fcntl.flock(file, kind)
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sign = _sign(_FOLDER, _NAME)
+            known = sign.exists()
+            sign.touch()
+            start = time.monotonic()
+            fcntl.flock(file, kind)
+            if not known and time.monotonic() - start < LONG:
+                sign.unlink(missing_ok=True)
         yield
+
+
+def _sign(folder: Path, name: str) -> Path:
+    return folder / f"waiting-{name}"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -38,7 +38,8 @@ class RecordError(ValueError):
 
 
 class _Plain(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # "constants": a NaN within settings is refused by the writer, where pydantic's default would store null.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 class Cell(_Plain):
@@ -196,15 +197,16 @@ def _checksum(body: dict[str, Any]) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write all of ``text`` or nothing: temporary file beside the goal, fsync, atomic replace."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # Not of tempfile, whose files nobody but their owner may read.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with open(temporary, "x", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -223,7 +225,7 @@ def read(path: Path, kind: type[R]) -> R:
     """
     try:
         body = json.loads(path.read_bytes())
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise RecordError(f"{path.name}: unreadable ({type(problem).__name__})") from problem
     if not isinstance(body, dict):
         raise RecordError(f"{path.name}: not a record")

@@ -7,21 +7,26 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
 
 import estimators
-from estimators import Estimator, Refusal, Target, Weights
+from estimators import BLOCKS, Estimator, Refusal, Target, Weights
+from estimators.contract import TargetName
 
 from . import problems
 from .problems import Problem
 from .specs import SpecError, canonical, convert, nearest, parse
+
+TARGETS: tuple[str, ...] = get_args(TargetName)
 
 
 class Registry:
@@ -55,10 +60,7 @@ class Registry:
             raise SpecError(f"no estimator {name!r}; {nearest(name, self.estimators)}")
         if "num_samples" in raw:
             raise SpecError(f"{name}: give the number of samples by --num-samples, not in the brackets")
-        try:
-            return kind(num_samples=num_samples, **convert(kind, raw))
-        except TypeError as problem:
-            raise SpecError(f"{name}: {problem}") from problem
+        return _make(kind, num_samples, raw)
 
     def problem(self, spec: str, dtype: str | None = None, device: str = "cpu") -> Problem:
         """The problem of a specification, ready to be measured.
@@ -70,7 +72,8 @@ class Registry:
         kind = self.problems.get(name)
         if kind is None:
             raise SpecError(f"no problem {name!r}; {nearest(name, self.problems)}")
-        return _build(kind, tuple(convert(kind, raw).items()), dtype, device)
+        with _telling(name), np.errstate(all="ignore"):  # what overflows is told by whoever meets it
+            return _build(kind, tuple(convert(kind, raw).items()), dtype, device)
 
     def version(self, component: Estimator | Problem) -> str:
         """A component's own version, with a digest of its file where it comes from a plug-in."""
@@ -78,6 +81,40 @@ class Registry:
         if plugin is None:
             return component.version
         return f"{component.version}+{hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:12]}"
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """A plug-in's error as one line that names it; the machine's own (disk, memory) stay what they are."""
+    try:
+        yield
+    except (SpecError, Refusal, OSError, MemoryError):
+        raise
+    except Exception as problem:
+        raise SpecError(f"{name} cannot be made: {type(problem).__name__}: {problem}") from problem
+
+
+def _make(kind: type[Estimator], num_samples: int, raw: Mapping[str, str]) -> Estimator:
+    """An estimator whose declarations can be relied on from here.
+
+    Raises:
+        SpecError: if it cannot be made, or declares what is no target.
+        Refusal: settings that it does not allow.
+    """
+    with _telling(kind.label()):
+        made = kind(num_samples=num_samples, **convert(kind, raw))
+        targets = made.targets
+    whole = isinstance(targets, Mapping) and set(targets) == set(BLOCKS)
+    if not whole or not all(claim is None or _is_target(claim) for claim in targets.values()):
+        raise SpecError(
+            f"{kind.label()}: targets maps theta and phi each to None or to a Target of {', '.join(TARGETS)} "
+            f"(iwae with num_samples), not {targets!r}"
+        )
+    return made
+
+
+def _is_target(claim: object) -> bool:
+    return isinstance(claim, Target) and claim.name in TARGETS and (claim.name != "iwae" or bool(claim.num_samples))
 
 
 @lru_cache(maxsize=16)
@@ -138,13 +175,24 @@ def load(path: str) -> ModuleType:
 
 
 def _members(module: ModuleType, kind: type) -> dict[str, Any]:
-    """Final classes of a kind that a module itself defines, by their names; subclasses' own, not inherited, names."""
+    """Classes of a kind that a module itself defines, by their own, not inherited, names.
+
+    An abstract class that others derive from is their base and no entry; one that stands alone has forgotten something,
+    and whoever asks for it is told what.
+    """
+    own = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member) and issubclass(member, kind) and member.__module__ == module.__name__
+    ]
+    bases = {base for member in own for base in member.__mro__[1:]}
     found = {}
-    for member in vars(module).values():
-        if inspect.isclass(member) and issubclass(member, kind) and member.__module__ == module.__name__:
-            if "name" not in vars(member):
-                member.name = member.__name__
-            found[member.name] = member
+    for member in own:
+        if inspect.isabstract(member) and member in bases:
+            continue
+        if "name" not in vars(member):
+            member.name = member.__name__
+        found[member.name] = member
     return found
 
 
@@ -182,11 +230,9 @@ def named(source: str, num_samples: int | None, objective: str | None) -> tuple[
         if inspect.isabstract(member):
             missing = ", ".join(sorted(member.__abstractmethods__))
             raise SpecError(f"{name} does not define {missing}: what does each block estimate the gradient of?")
-        return Registry([path]).estimator(
-            member.name + name[len(parse(name)[0]) :], num_samples or max(2, member.min_num_samples)
-        ), path
+        return _make(member, num_samples or max(2, member.min_num_samples), parse(name)[1]), path
     if isinstance(member, Estimator):
-        return member, path
+        return member if num_samples is None else replace(member, num_samples=num_samples), path
     if inspect.isfunction(member):
         if objective is None:
             raise SpecError(f"{name} is a function: say by --target what its gradient is of (elbo, iwae, ...)")
@@ -220,9 +266,8 @@ def target(name: str, num_samples: int | None) -> Target:
     Raises:
         SpecError: for an unknown name.
     """
-    allowed = ("elbo", "iwae", "log_marginal", "forward_kl")
-    if name not in allowed:
-        raise SpecError(f"no target {name!r}; {nearest(name, allowed)}")
+    if name not in TARGETS:
+        raise SpecError(f"no target {name!r}; {nearest(name, TARGETS)}")
     return Target(name, num_samples if name == "iwae" else None)  # type: ignore[arg-type]
 
 

@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from multiprocessing import get_context
@@ -24,10 +26,21 @@ from .records import Cell, Manifest, Record
 from .registry import Registry
 
 LEAST_FREE_BYTES = 50 * 2**20
+TRIES = 3
+"""How often a cell is begun whose time ran out while it waited for others, before that counts as its own fault."""
 
 
 class StoreError(OSError):
     """The run folder cannot be written to."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """What the operating system says against writing becomes a :class:`StoreError`."""
+    try:
+        yield
+    except OSError as problem:
+        raise StoreError(str(problem)) from problem
 
 
 @dataclass(frozen=True)
@@ -39,13 +52,21 @@ class Progress:
     record: Record
 
 
-def open_run(folder: Path, cells: list[Cell], command: str, settings: dict[str, Any], bibliography: dict[str, str]) -> None:
+def open_run(
+    folder: Path,
+    cells: list[Cell],
+    *,
+    command: str,
+    settings: dict[str, Any],
+    bibliography: dict[str, str],
+    workers: int,
+) -> None:
     """Create the run folder, or join one that is there, and write down what is asked for and where it runs.
 
     Raises:
         StoreError: if the folder cannot be written to, or the disk is nearly full.
     """
-    try:
+    with writing():
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
             raise StoreError(f"{folder}: less than {LEAST_FREE_BYTES // 2**20} MiB of disk are free")
@@ -67,9 +88,7 @@ def open_run(folder: Path, cells: list[Cell], command: str, settings: dict[str, 
             bibliography=bibliography,
         )
         records.write(folder / "manifest.json", manifest)
-        records.write_text(folder / "environment.json", records.pretty(environment.describe()))
-    except OSError as problem:
-        raise StoreError(str(problem)) from problem
+        records.write_text(folder / "environment.json", records.pretty(environment.describe(workers)))
 
 
 def pending(folder: Path, cells: Iterable[Cell]) -> tuple[list[Cell], int, list[str]]:
@@ -79,7 +98,9 @@ def pending(folder: Path, cells: Iterable[Cell]) -> tuple[list[Cell], int, list[
     """
     stored, unreadable = records.read_cells(folder)
     for name in unreadable:
-        os.replace(folder / "cells" / name, folder / "cells" / f"{name}.set-aside")
+        # Not there: another run on this folder was quicker.
+        with writing(), suppress(FileNotFoundError):
+            os.replace(folder / "cells" / name, folder / "cells" / f"{name}.set-aside")
     left = [cell for cell in cells if cell.id not in stored or stored[cell.id].status not in ("ok", "refused")]
     done = sum(1 for cell in cells if cell.id in stored) - sum(1 for cell in left if cell.id in stored)
     return left, done, list(unreadable.values())
@@ -108,10 +129,11 @@ def run(
             preparing(cell.problem)
             # A failure here is not lost: the cells of this problem will meet it again, and say so.
             wait([pool.schedule(prepare, args=(str(folder), cell.model_dump(), plugins), timeout=timeout)])
-        for cell, outcome in _as_completed(pool, folder, cells, plugins, workers, timeout):
+        for cell, outcome in _as_completed(pool, folder, cells, plugins, workers, timeout, locks):
             record = outcome if isinstance(outcome, Record) else _failed(cell, outcome)
             if not isinstance(outcome, Record):
-                records.write(folder / "cells" / f"{cell.id}.json", record)
+                with writing():
+                    records.write(folder / "cells" / f"{cell.id}.json", record)
             finished.append(record)
             told(Progress(len(finished), len(cells), record))
         pool.close()
@@ -125,11 +147,18 @@ def run(
 
 
 def _as_completed(
-    pool: ProcessPool, folder: Path, cells: list[Cell], plugins: tuple[str, ...], workers: int, timeout: float | None
+    pool: ProcessPool,
+    folder: Path,
+    cells: list[Cell],
+    plugins: tuple[str, ...],
+    workers: int,
+    timeout: float | None,
+    locks: str,
 ) -> Iterator[tuple[Cell, Record | BaseException]]:
     """Cells with their records or the exception that ended them; few are in flight at any time."""
     waiting = list(reversed(cells))
     running: dict[Future[Any], Cell] = {}
+    begun: Counter[str] = Counter()
     while waiting or running:
         while waiting and len(running) < workers + 1:
             cell = waiting.pop()
@@ -139,6 +168,11 @@ def _as_completed(
         for task in done:
             cell = running.pop(task)
             problem = task.exception()
+            # A cell that hangs keeps those beside it from taking their times: they are not to pay for it.
+            begun[cell.id] += 1
+            if isinstance(problem, TimeoutError) and quiet.has_waited(locks, cell.id) and begun[cell.id] < TRIES:
+                waiting.append(cell)
+                continue
             yield cell, problem if problem is not None else Record.model_validate(task.result())
 
 
@@ -157,6 +191,7 @@ def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> None
 
 def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[str, Any]:
     """In the worker: measure a cell, write its record, and return it."""
+    quiet.known_as(Cell.model_validate(cell).id)
     record = run_cell(cell, plugins)
     records.write(Path(folder) / "cells" / f"{record['id']}.json", Record.model_validate(record))
     return record
@@ -166,9 +201,11 @@ def _start(locks: str) -> None:
     """In the worker: its own session, so that a signal meant for the parent's terminal group ends with the parent.
 
     One thread each: the tensors of a batch are small, and threads that wait for one another cost more than they give
-    (measured: ten times slower softmax on two threads of a busy machine).
+    (measured: ten times slower softmax on two threads of a busy machine). What an estimator prints goes to standard error:
+    standard output belongs to the command.
     """
     os.setsid()
+    os.dup2(2, 1)
     torch.set_num_threads(1)
     quiet.between(locks)
 

@@ -67,9 +67,11 @@ def convert(kind: type, raw: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in raw.items():
         if key not in fields:
-            raise SpecError(f"{_label(kind)} has no parameter {key!r}; {nearest(key, fields) if fields else 'it has none'}")
+            raise SpecError(
+                f"{_label(kind)} has no parameter {key!r}; {nearest(key, fields) if fields else 'it has none'}"
+            )
         hint = fields[key].type
-        name = hint if isinstance(hint, str) else hint.__name__
+        name = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
         values[key] = _value(f"{_label(kind)}[{key}]", text, name)
     return values
 
@@ -143,7 +145,7 @@ def select(patterns: Iterable[str], names: Iterable[str], what: str) -> list[str
     for pattern in patterns:
         if pattern.startswith("!"):
             gone = set(expand(pattern[1:], names, what))
-            found = [each for each in found if parse(each)[0] not in gone]
+            found = [each for each in found if each not in gone and parse(each)[0] not in gone]
         else:
             found += expand(pattern, names, what)
     if not found:

@@ -302,12 +302,11 @@ def test_cost_is_counted(kind, problem):
     counted = estimator.count(problem, problem.parameters)
     assert counted.evaluations_per_gradient == 3 * len(problem.data)
     assert counted.flops_per_gradient is not None
-    if problem.name != "digits-vae":
-        ours = estimators.get(kind.counterpart, num_samples=3)
-        same = cost.count(ours, problem, problem.parameters, torch.Generator().manual_seed(0))
-        assert counted.evaluations_per_gradient == same.evaluations_per_gradient
-        # Pyro takes the KL once per particle, and log p(z) and log q(z) whether or not the loss uses them.
-        assert 0.8 < counted.flops_per_gradient / same.flops_per_gradient < 3
+    ours = estimators.get(kind.counterpart, num_samples=3)
+    same = cost.count(ours, problem, problem.parameters, torch.Generator().manual_seed(0))
+    assert counted.evaluations_per_gradient == same.evaluations_per_gradient
+    # Pyro takes the KL once per particle, and log p(z) and log q(z) whether or not the loss uses them.
+    assert 0.8 < counted.flops_per_gradient / same.flops_per_gradient < 5
     assert counted.peak_bytes > 0
     # Counting leaves nothing behind and does not count what is made once.
     assert estimator.count(problem, problem.parameters) == counted

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal, norm
+
+from benchmarks import cli, records
+from benchmarks.registry import Registry
+from benchmarks.runner import bibliography, open_run
+from benchmarks.specs import parse
+
+COLUMNS = """
+problem estimator num_samples seed block target unbiased replicates mean_norm reference_norm bias_norm bias_z verdict
+detectable_bias variance snr mse skewness kurtosis tail_index variance_exists cosine seconds_per_gradient
+gradients_per_second evaluations_per_gradient flops_per_gradient peak_bytes work_normalised_variance device dtype compiled
+status
+"""
+"""What ../shared/design/experience.md promises of an export, at least."""
+
+
+@pytest.fixture
+def gradest(monkeypatch, capsys):
+    """The command line in this process: exit code, standard output and standard error of ``gradest ARGUMENTS``."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gradest", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def mine():
+    return Path(__file__).with_name("mine.py")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A small run: one cell measured in this process, one that failed, one still to be done."""
+    from benchmarks import plan
+    from benchmarks.measure import run_cell
+
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    changes = {"problems": ["gaussian-1d"], "estimators": ["iwae"], "num_samples": [1, 2, 4], "replicates": 1000}
+    cells, _ = plan.cells(plan.configure(None, changes), Registry())
+    books = bibliography(cells, Registry())
+    open_run(folder, cells, command="gradest run", settings={}, bibliography=books, workers=1)
+    kept = records.Record.model_validate(run_cell(cells[2].model_dump()))
+    failed = records.Record(id=cells[0].id, cell=cells[0], status="timeout", reason="<b>too long</b>")
+    for record in (kept, failed):
+        records.write(folder / "cells" / f"{record.id}.json", record)
+    return folder
+
+
+def shell(*arguments, code="from benchmarks.cli import main; main()"):
+    done = subprocess.run([sys.executable, "-c", f"import sys; {code}", *arguments], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_and_version_need_no_torch():
+    code = """
+import contextlib, io
+from benchmarks import cli
+for words in (["--help"], ["run", "--help"], ["check", "--help"], ["--version"], []):
+    sys.argv = ["gradest", *words]
+    with contextlib.suppress(SystemExit):
+        cli.main()
+sys.exit('torch' in sys.modules or 'numpy' in sys.modules)
+"""
+    done, out, err = shell(code=code)
+    assert (done, err) == (0, "")
+    assert "gradest 0." in out and out.count("Usage: gradest") == 4
+    for verb in ("list", "run", "status", "report", "export", "check", "reference"):
+        assert f"  {verb} " in out
+
+
+def test_list_as_data_and_as_lines(gradest, mine):
+    code, out, err = gradest("list", "--json", "--plugin", mine)
+    rows = {row["name"]: row for row in json.loads(out)} if not (code or err) else {}
+    assert set(rows) >= set(Registry().estimators) and "DReG" in rows
+    for row in rows.values():
+        assert row.keys() >= {"name", "targets", "unbiased", "needs", "summary"}
+        assert row["targets"].keys() == row["unbiased"].keys() == {"theta", "phi"}
+    assert rows["iwae-stl"]["unbiased"] == {"theta": True, "phi": False}
+    assert rows["jackknife"]["targets"] == {"theta": "log_marginal", "phi": None}
+    assert "twice_differentiable" in rows["bonnet-price"]["needs"]
+    lines = gradest("list")[1].splitlines()
+    assert [line.split()[0] for line in lines] == [name for name in rows if name in Registry().estimators]
+
+
+def test_list_problems(gradest):
+    code, out, _ = gradest("list", "problems", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0 and set(rows) == set(Registry().problems)
+    assert rows["gaussian-1d"]["exact_targets"] == ["elbo", "iwae", "log_marginal", "forward_kl"]
+    assert gradest("list", "problems")[1].startswith("gaussian-1d ")
+
+
+def reference(gradest, *arguments):
+    code, out, err = gradest("reference", *arguments, "--json")
+    assert (code, err) == (0, "")
+    row = json.loads(out)
+    assert row.keys() >= {"value", "gradient", "standard_error", "method"} and row["standard_error"] == 0
+    return row
+
+
+def test_reference_of_gaussian_1d_is_the_closed_form(gradest):
+    m, s, x, a = 0.7, 0.6, 1.9, -0.4
+    spec = f"gaussian-1d[loc={m},scale={s},x={x},prior_loc={a}]"
+    row = reference(gradest, spec, "--target", "log_marginal")
+    assert row["value"] == pytest.approx(norm(a, math.sqrt(2)).logpdf(x), abs=1e-12)
+    assert row["gradient"]["theta"]["prior_loc"] == pytest.approx([(x - a) / 2], abs=1e-12)
+    assert row["gradient"]["phi"] == {"loc": [0.0], "log_scale": [0.0]}
+    row = reference(gradest, spec)  # elbo
+    elbo = -math.log(2 * math.pi) - ((m - a) ** 2 + (x - m) ** 2 + 2 * s**2) / 2 + norm(0, s).entropy()
+    assert row["value"] == pytest.approx(float(elbo), abs=1e-12)
+    assert row["gradient"]["theta"]["prior_loc"] == pytest.approx([m - a], abs=1e-12)
+    assert row["gradient"]["phi"]["loc"] == pytest.approx([(a - m) + (x - m)], abs=1e-12)
+    assert row["gradient"]["phi"]["log_scale"] == pytest.approx([1 - 2 * s**2], abs=1e-12)
+    assert reference(gradest, spec, "--target", "iwae", "-K", "1")["value"] == pytest.approx(row["value"], abs=1e-9)
+
+
+def test_reference_of_linear_gaussian_from_the_printed_parameters(gradest):
+    row = reference(
+        gradest, "linear-gaussian[dim=3,data_dim=4,points=5,seed=2,noise_scale=0.7]", "--target", "log_marginal"
+    )
+    theta, x = row["parameters"]["theta"], np.array(row["data"])
+    A, b, s = np.array(theta["weight"]), np.array(theta["bias"]), math.exp(theta["log_noise_scale"][0])
+
+    def log_marginal(bias):
+        return multivariate_normal(bias, A @ A.T + s**2 * np.eye(4)).logpdf(x).mean()
+
+    assert x.shape == (5, 4) and row["value"] == pytest.approx(log_marginal(b), abs=1e-10)
+    slope = [(log_marginal(b + h) - log_marginal(b - h)) / 2e-5 for h in 1e-5 * np.eye(4)]
+    np.testing.assert_allclose(row["gradient"]["theta"]["bias"], slope, atol=1e-7)
+    for name, leaf in {**row["parameters"]["theta"], **row["parameters"]["phi"]}.items():
+        block = "theta" if name in theta else "phi"
+        assert np.shape(row["gradient"][block][name]) == np.shape(leaf)
+
+
+def test_reference_in_lines(gradest):
+    code, out, _ = gradest("reference", "gaussian-1d", "--target", "iwae", "-K", 5)
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == [
+        *("value", "gradient", "standard_error", "method")
+    ]
+
+
+NARROW = "gaussian-1d[loc=1.6,scale=0.3,x=1.5,prior_loc=0.5]"
+ONE = ("-p", "gaussian-1d[loc=1.6,scale=0.8,x=1.5,prior_loc=0.5]")
+VERDICTS = [
+    ("IWAE", (*ONE, "-K", 4), 0, "unbiased"),
+    ("DReG", (*ONE, "-K", 5), 0, "unbiased"),
+    ("Elbo", ONE, 0, "unbiased"),
+    ("LeaveOneOut", (*ONE, "-K", 3), 0, "unbiased"),
+    ("ThetaAlone", ONE, 0, "unbiased"),
+    ("rule", (*ONE, "--target", "iwae"), 0, "unbiased"),
+    ("DRegWithoutTheSquare", ONE, 1, "bias +0."),
+    ("ThetaSquared", ONE, 1, "theta.prior_loc[0]"),
+    ("ForgottenFactor", ONE, 1, "BIASED"),
+    ("TenthTooMuch", ONE, 1, "bias +0.0"),
+    ("DescendsPhi", ONE, 1, "bias -0."),
+    ("ElboInName", ONE, 1, "BIASED"),
+    ("ElboInName", (*ONE, "-K", 1), 0, "unbiased"),
+    ("WrongValue", ONE, 1, "value: bias +0.5"),
+    ("DividedByK", ONE, 1, "phi."),
+    ("Elbo", (*ONE, "--target", "iwae"), 1, "BIASED"),
+    ("rule", (*ONE, "--target", "elbo"), 1, "BIASED"),
+    ("NotANumber", ONE, 1, "NONFINITE"),
+    ("RawWeights", ("-p", NARROW), 3, "HEAVY_TAIL"),
+    ("Undecided", (*ONE, "--max-draws", 8192), 3, "INCONCLUSIVE"),
+    ("Unsuited", ONE, 3, "Unsuited needs bernoulli"),
+    ("IWAE", ("-p", "linear-gaussian", "-K", 3), 3, "no problem here knows the exact gradient"),
+    ("Fails", ONE, 2, "Fails failed on gaussian-1d[loc=1.6,scale=0.8,x=1.5,prior_loc=0.5]: RuntimeError: first"),
+    ("Misshapen", ONE, 2, "Misshapen failed on"),
+    ("short", (*ONE, "--target", "iwae"), 2, "short failed on"),
+    ("rule", ONE, 2, "say by --target"),
+    ("Nothing", ONE, 2, "has no 'Nothing'"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected", "part"), VERDICTS)
+def test_check_finds_out(gradest, mine, name, options, expected, part):
+    code, out, err = gradest("check", f"{mine}:{name}", *options)
+    assert code == expected, out + err
+    assert part in (err if expected == 2 else out)
+    if expected == 2:
+        assert out == "" and err.startswith("gradest: ") and err.count("\n") == 1
+    else:
+        word = {0: "unbiased", 1: "BIASED", 3: "no verdict"}[code]
+        assert err == "" and out.endswith(f"{name}: {word}\n")
+
+
+def test_check_says_what_a_class_has_forgotten(gradest, tmp_path):
+    path = tmp_path / "forgetful.py"
+    path.write_text("from estimators import Estimator\n\nclass Mine(Estimator):\n    def weights(self, log_w): ...\n")
+    line = "gradest: Mine does not define targets: what does each block estimate the gradient of?\n"
+    assert gradest("check", f"{path}:Mine") == (2, "", line)
+    for words in (("list",), ("run", "-p", "gaussian-1d", "-e", "Mine")):
+        code, out, err = gradest(*words, "--plugin", path)
+        assert (code, out, err.count("\n")) == (2, "", 1) and "Can't instantiate abstract class Mine" in err
+
+
+def test_check_as_data(gradest, mine):
+    code, out, _ = gradest("check", f"{mine}:DividedByK", *ONE, "--json")
+    answer = json.loads(out)
+    (finding,) = answer["findings"]
+    assert code == answer["exit"] == 1 and finding["outcome"] == "BIASED" and finding["direction"].startswith("phi")
+    assert abs(finding["bias"]) > 10 * finding["standard_error"] > 0
+    assert gradest("check", f"{mine}:DividedByK", *ONE, "--json")[1] == out  # the same draws, the same finding
+    code, out, _ = gradest("check", f"{mine}:RawWeights", "-p", NARROW, "--json")
+    assert code == 3 and json.loads(out)["findings"][0]["bias"] is None
+
+
+def test_check_of_the_suites_own(gradest):
+    code, out, err = gradest("check", "sticking-the-landing")
+    assert (code, err) == (0, "") and out.count("PASS") == 5 and out.endswith("sticking-the-landing: unbiased\n")
+    assert gradest("check", "sumo", *ONE)[0] == 3
+
+
+def test_status(gradest, run_folder):
+    code, out, err = gradest("status", run_folder, "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "") and facts["seconds_spent"] > 0 and facts["seconds_left"] > 0
+    del facts["seconds_spent"], facts["seconds_left"]
+    assert facts == {
+        "ok": 1, "refused": 0, "error": 0, "timeout": 1, "killed": 0, "nonfinite": 0, "left": 1, "unreadable": 0
+    }  # fmt: skip
+    code, out, _ = gradest("status", run_folder)
+    assert code == 0 and out.startswith("ok 1 ") and "s of work left" in out
+
+
+def test_export(gradest, run_folder, tmp_path):
+    code, out, err = gradest("export", run_folder)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert (code, err) == (0, "") and set(COLUMNS.split()) <= set(rows[0])
+    assert [row["block"] for row in rows if row["status"] == "ok"] == ["phi", "theta", "value"]
+    assert [row["status"] for row in rows if not row["block"]] == ["timeout"]
+    phi = next(row for row in rows if row["block"] == "phi")
+    assert float(phi["variance"]) > 0 and phi["target"] == "iwae" and phi["verdict"] in ("PASS", "INCONCLUSIVE")
+    code, out, _ = gradest("export", run_folder, "--format", "json", "--out", tmp_path / "x.json")
+    assert (code, out) == (0, "") and len(json.loads((tmp_path / "x.json").read_text())) == len(rows)
+
+
+def test_report(gradest, run_folder, tmp_path):
+    code, out, err = gradest("report", run_folder, "--out", tmp_path / "deep" / "x.html")
+    assert (code, out.strip(), err) == (0, str(tmp_path / "deep" / "x.html"), "")
+    html = (tmp_path / "deep" / "x.html").read_text()
+    assert "iwae" in html and "<b>too long</b>" not in html and "&lt;b&gt;too long" in html
+
+
+def test_dry_run_writes_nothing(gradest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = gradest("run", "-p", "gaussian-1d", "-e", "leave-one-out", "-e", "iwae", "-K", "1,2", "--dry-run")
+    assert (code, err) == (0, "") and out.endswith("3 cells; nothing was run\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = """[[suite]]\nproblems = ["gaussian-1d"]\nreplicates = "many"\n"""
+GAUSSIAN = ("-p", "gaussian-1d", "-e", "iwae")
+WRONG = [
+    (("rnu",), "'rnu'"),
+    (("--wrong",), "--wrong"),
+    (("list", "nonsense"), "cannot list 'nonsense'; allowed: estimators, problems"),
+    (("list", "estimator"), "did you mean 'estimators'?"),
+    (("list", "--plugin", "none.py"), "no plug-in file 'none.py'"),
+    (("list", "--plugin", "suite.toml"), "'suite.toml' is not a Python file"),
+    (("list", "--plugin", "broken.py"), "broken.py does not run: SyntaxError"),
+    (("run", "none.toml"), "cannot read none.toml: No such file"),
+    (("run", "."), "cannot read .: Is a directory"),
+    (("run", "suite.toml"), "suite.toml: suite.0.replicates: Input should be a valid integer"),
+    (("run", "broken.toml"), "broken.toml is not TOML: "),
+    (("run", "-p", "gausian-1d"), "no problem 'gausian-1d'; did you mean 'gaussian-1d'?"),
+    (("run", "-p", "gaussian-1d[loc"), "cannot read 'gaussian-1d[loc'"),
+    (("run", "-p", "gaussian-1d[loc=x]"), "gaussian-1d[loc] takes a finite number, not 'x'"),
+    (("run", "-p", "gaussian-1d", "-e", "iwea"), "no estimator 'iwea'; did you mean 'iwae'?"),
+    (("run", *GAUSSIAN, "-K", "0"), "--num-samples must be at least 1, not 0"),
+    (("run", *GAUSSIAN, "-K", "1,many"), "--num-samples takes whole numbers such as 1,8,64, not '1,many'"),
+    (("run", "-p", "gaussian-1d", "-e", "leave-one-out", "-K", "1"), "leave-one-out needs num_samples >= 2, not 1"),
+    (("run", *GAUSSIAN, "-R", "1"), "-R 1"),
+    (("run", *GAUSSIAN, "-R", "many"), "-R many"),
+    (("run", *GAUSSIAN, "--seeds", "0"), "--seeds 0"),
+    (("run", *GAUSSIAN, "--timeout", "0"), "--timeout 0"),
+    (("run", *GAUSSIAN, "--dtype", "float16"), "'float16'"),
+    (("run", *GAUSSIAN, "--device", "quatsch"), "no device 'quatsch'"),
+    (("run", *GAUSSIAN, "--device", "xpu:9"), "no device 'xpu:9' on this machine; there is: "),
+    (("run", *GAUSSIAN, "--plugin", "none.py"), "none.py"),
+    (("status",), "folder"),
+    (("status", "none"), "none is no run folder"),
+    (("status", "."), ". is no run folder (no manifest.json)"),
+    (("status", "damaged"), "manifest.json: unreadable"),
+    (("report",), "folders"),
+    (("report", "none"), "none is no run folder"),
+    (("export", "none"), "none is no run folder"),
+    (("export", "damaged"), "manifest.json: unreadable"),
+    (("export", ".", "--format", "cvs"), "no format 'cvs'; did you mean 'csv'?"),
+    (("check",), "source"),
+    (("check", "iwea"), "no estimator 'iwea'; did you mean 'iwae'?"),
+    (("check", "none.py:X"), "no plug-in file 'none.py'"),
+    (("check", "broken.py:X"), "broken.py does not run: SyntaxError"),
+    (("check", "iwae", "-K", "0"), "--num-samples must be at least 1, not 0"),
+    (("check", "leave-one-out", "-K", "1"), "leave-one-out needs num_samples >= 2, not 1"),
+    (("check", "iwae", "-p", "nonsense"), "no problem 'nonsense'"),
+    (("check", "iwae", "--target", "elbow"), "no target 'elbow'; did you mean 'elbo'?"),
+    (("check", "iwae", "--max-draws", "1"), "--max-draws 1"),
+    (("reference",), "problem"),
+    (("reference", "nonsense"), "no problem 'nonsense'"),
+    (("reference", "gaussian-1d", "--target", "elbow"), "no target 'elbow'"),
+    (("reference", "gaussian-1d", "-K", "0"), "--num-samples must be at least 1, not 0"),
+    (("reference", "gaussian-1d", "-K", "two"), "two"),
+    (("reference", "linear-gaussian", "--target", "iwae", "-K", "3"), "does not know iwae exactly; it knows: elbo"),
+    (("reference", "gaussian-1d[scale=1e300]", "--json"), "elbo is not finite"),
+    (("reference", "gaussian-1d[x=1e200]", "--target", "iwae", "-K", "4"), "iwae-4 cannot be computed"),
+    (("reference", "linear-gaussian[noise_scale=1e-200]"), "linear-gaussian"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "part"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_bad_input_gets_one_line_and_writes_nothing(gradest, tmp_path, monkeypatch, arguments, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suite.toml").write_text(BAD)
+    (tmp_path / "broken.toml").write_text("[[suite]\n")
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "manifest.json").write_text('{"schema')
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = gradest(*arguments)
+    assert (code, out) == (2, "")
+    assert part in err and err.startswith("gradest: ") and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    code, out, err = shell("run", "-p", "nonsense", "--out", str(tmp_path / "x"))
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("gradest: no problem 'nonsense'")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "export", "report"])
+def test_what_cannot_be_written_to_is_told(gradest, run_folder, tmp_path, verb):
+    (tmp_path / "file").write_text("kept")
+    words = ("run", *GAUSSIAN) if verb == "run" else (verb, run_folder)
+    code, out, err = gradest(*words, "--out", tmp_path / "file" / "x")
+    assert (code, out, err.count("\n")) == (3, "", 1) and "file" in err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_every_choice_of_the_default_suite_is_listed_by_the_dry_run(gradest, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = gradest("run", "-p", "gaussian-1d", "--dry-run", "-R", "50", "--seeds", "2")
+    assert (code, err) == (0, "")
+    named = {parse(line.split("  ")[2])[0] for line in out.splitlines()[:-1]}
+    assert named == set(Registry().estimators)

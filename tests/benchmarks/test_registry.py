@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from benchmarks.registry import Registry, estimator_spec, load, named, target
+from benchmarks.specs import SpecError
+from estimators import Refusal, Target
+
+PLUGIN = """
+from dataclasses import dataclass
+import torch
+from estimators import Estimator, Target, Weights
+from benchmarks.problems import Gaussian1D
+
+class Base(Estimator):
+    needs = frozenset({"reparameterizable"})
+
+    def weights(self, log_w):
+        return Weights(1 / self.num_samples, None, 1 / self.num_samples)
+
+class Mine(Base):
+    "Mine, with the density of q held."
+    @property
+    def targets(self):
+        return {"theta": Target("elbo"), "phi": Target("elbo")}
+
+@dataclass(frozen=True)
+class Mixed(Mine):
+    share: float = 0.5
+    rounds: int = 1
+    name = "mixed"
+    min_num_samples = 3
+
+@dataclass(frozen=True)
+class Narrow(Gaussian1D):
+    scale: float = 0.1
+    name = "narrow"
+
+made = Mixed(num_samples=4, share=0.25)
+number = 3
+
+def rule(log_w):
+    w = log_w.softmax(0)
+    return w**2, None, w
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Write a plug-in file and return its path."""
+    before = set(sys.modules)
+
+    def write(text, name="plugin.py"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("gradest_plugin_"):
+            del sys.modules[name]
+
+
+def told(function, *arguments):
+    """The one line that a wrong usage is refused with."""
+    with pytest.raises(SpecError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+def test_names_to_components():
+    registry = Registry()
+    sumo = registry.estimator("sumo", 3)
+    assert sumo.num_samples == 3 and registry.estimator(estimator_spec(sumo), 3) == sumo
+    problem = registry.problem("gaussian-1d[loc=2]", "float32")
+    assert (problem.loc, problem.dtype, problem.data.dtype) == (2.0, "float32", torch.float32)
+    assert registry.problem("gaussian-1d[loc=2.0]", "float32") is problem  # built once: what it knows is kept
+    assert "pyro-trace-elbo" in registry.estimators
+
+
+def test_unknown_names_are_told_with_the_nearest():
+    registry = Registry()
+    assert told(registry.estimator, "reparametrization", 1) == (
+        "no estimator 'reparametrization'; did you mean 'reparameterization'?"
+    )
+    assert told(registry.problem, "rainfort") == "no problem 'rainfort'; did you mean 'rainforth'?"
+    assert "allowed: score-function, leave-one-out" in told(registry.estimator, "zzz", 1)
+    assert told(target, "elbow", 1) == "no target 'elbow'; did you mean 'elbo'?"
+    with pytest.raises(Refusal, match="leave-one-out needs num_samples >= 2, not 1"):
+        registry.estimator("leave-one-out", 1)
+
+
+def test_targets_by_name():
+    assert target("iwae", 5) == Target("iwae", 5)
+    assert target("elbo", 5) == Target("elbo")
+
+
+def test_a_plugin_adds_estimators_and_problems(plugin):
+    registry = Registry([plugin(PLUGIN)])
+    assert registry.estimator("Mine", 2).label() == "Mine"
+    assert estimator_spec(registry.estimator("mixed[share=1]", 3)) == "mixed[share=1.0,rounds=1]"
+    assert registry.problem("narrow").spec.startswith("narrow[loc=1.2,scale=0.1")
+    assert registry.problem("narrow").exact(Target("elbo")).value < 0
+    # A base from which others derive is no entry, nor is what the file merely imports.
+    assert "Base" not in registry.estimators
+    assert set(registry.problems) - set(Registry().problems) == {"narrow"}
+
+
+def test_a_plugin_may_be_listed_whole(plugin):
+    from benchmarks.catalogue import catalogue
+
+    registry = Registry([plugin(PLUGIN)])
+    rows = {row["name"]: row for what in ("estimators", "problems") for row in catalogue(registry, what)}
+    assert rows["Mine"]["summary"] == "Mine, with the density of q held." and rows["mixed"]["min_num_samples"] == 3
+    assert rows["narrow"]["parameters"]["scale"] == 0.1
+
+
+def test_the_version_of_a_plugin_changes_with_its_file(plugin):
+    path = plugin(PLUGIN)
+    registry = Registry([path])
+    ours, theirs = registry.estimator("iwae", 2), registry.estimator("Mine", 2)
+    before = registry.version(theirs)
+    assert registry.version(ours) == ours.version and before.startswith("1+")
+    assert registry.version(registry.problem("narrow")) == before
+    plugin(PLUGIN)
+    assert registry.version(theirs) == before
+    plugin(PLUGIN + "\n# another mind\n")
+    assert registry.version(theirs) != before and registry.version(ours) == ours.version
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("raise RuntimeError('not today\\nnor tomorrow')", "does not run: RuntimeError: not today"),
+        ("import no_such_module", "does not run: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def f(:\n", "does not run: SyntaxError: "),
+        ("raise SystemExit(0)", "does not run: SystemExit: 0"),
+    ],
+)
+def test_a_file_that_does_not_run_is_told(plugin, text, part):
+    path = plugin(text)
+    assert part in told(Registry, [path]) and path in told(load, path)
+
+
+def test_files_that_are_no_plugins(plugin, tmp_path):
+    assert told(load, str(tmp_path / "none.py")) == f"no plug-in file {str(tmp_path / 'none.py')!r}"
+    assert "no plug-in file" in told(load, str(tmp_path))
+    assert "is not a Python file" in told(load, plugin("x = 1", "plugin.txt"))
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("pass", "Mine cannot be made: TypeError: Can't instantiate abstract class Mine"),
+        ("targets = {'theta': Target('elbo')}", "targets maps theta and phi each to None or to a Target"),
+        ("targets = Target('elbo')", "targets maps theta and phi each to None or to a Target"),
+        ("targets = {'theta': 'elbo', 'phi': None}", "'theta': 'elbo'"),
+        ("targets = dict.fromkeys(('theta', 'phi'), Target('elbow'))", "Target(name='elbow'"),
+        ("targets = dict.fromkeys(('theta', 'phi'), Target('iwae'))", "iwae with num_samples"),
+        ("targets = property(lambda self: 1 / 0)", "Mine cannot be made: ZeroDivisionError"),
+        ("targets = {}\n    def __post_init__(self): raise KeyError('x')", "Mine cannot be made: KeyError: 'x'"),
+    ],
+)
+def test_what_an_estimator_declares_is_looked_at_first(plugin, body, part):
+    path = plugin(f"from estimators import Estimator, Target\n\nclass Mine(Estimator):\n    {body}\n")
+    assert part in told(Registry([path]).estimator, "Mine", 2)
+
+
+def test_a_problem_that_cannot_be_made_is_told(plugin):
+    text = "from benchmarks.problems import Gaussian1D\n\nclass Odd(Gaussian1D):\n    data = property(lambda self: 1 / 0)\n"
+    assert told(Registry([plugin(text)]).problem, "Odd") == "Odd cannot be made: ZeroDivisionError: division by zero"
+    assert "linear-gaussian cannot be made: OverflowError" in told(
+        Registry().problem, "linear-gaussian[noise_scale=1e300]"
+    )
+
+
+def test_one_estimator_by_name_or_from_a_file(plugin):
+    path = plugin(PLUGIN)
+    assert named("leave-one-out", None, None)[0].num_samples == 2
+    assert named("iwae", 7, None) == (Registry().estimator("iwae", 7), None)
+    mine, where = named(f"{path}:Mine", None, None)
+    assert (mine.label(), mine.num_samples, where) == ("Mine", 2, path)
+    mixed, _ = named(f"{path}:Mixed[share=0.75]", None, None)
+    assert (mixed.share, mixed.num_samples) == (0.75, 3)
+    made, _ = named(f"{path}:made", None, None)
+    assert (made.share, made.num_samples) == (0.25, 4)
+    assert named(f"{path}:made", 9, None)[0].num_samples == 9
+    with pytest.raises(Refusal, match="mixed needs num_samples >= 3, not 1"):
+        named(f"{path}:Mixed", 1, None)
+
+
+def test_a_bare_function_is_an_estimator_of_the_target_that_is_given(plugin):
+    path = plugin(PLUGIN)
+    estimator, _ = named(f"{path}:rule", 3, "iwae")
+    assert estimator.targets == dict.fromkeys(("theta", "phi"), Target("iwae", 3)) and estimator.label() == "rule"
+    weights = estimator.weights(torch.zeros(3))
+    torch.testing.assert_close(weights.path, torch.full((3,), 1 / 9))
+    assert weights.score is None
+    assert "say by --target what its gradient is of" in told(named, f"{path}:rule", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("mine", "has no 'mine'; did you mean 'Mine'?"),
+        ("number", "number in "),
+        ("number", "is neither an Estimator class nor a weights function"),
+        ("Base", "Base does not define targets: what does each block estimate the gradient of?"),
+        ("Narrow", "is neither an Estimator class nor a weights function"),
+        ("", "cannot read ''"),
+        ("Mixed[shore=1]", "mixed has no parameter 'shore'; did you mean 'share'?"),
+    ],
+)
+def test_what_a_file_does_not_hold_is_told(plugin, name, part):
+    assert part in told(named, f"{plugin(PLUGIN)}:{name}", None, None)
+
+
+def test_an_empty_file_says_so(plugin):
+    assert "has no 'x'; it defines no estimator" in told(named, plugin("y = 1") + ":x", None, None)
