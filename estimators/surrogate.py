@@ -45,6 +45,8 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
         points = log_w[0].numel()
         weights = estimator.weights(log_w)
         path, score, model_weights = (_spread(weight, log_w, points) for weight in weights)
+        if weights[0] is weights[2]:
+            model_weights = path  # one and the same: the pull-back needs no rescaling
 
         cotangent, ratio = _one_pass(path, model_weights, log_w)
         theta_gradient, z_gradient = pull_back(cotangent)
@@ -82,7 +84,7 @@ def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple
     """
     if path is None:
         return (torch.zeros_like(log_w) if model is None else model), None
-    if model is None:
+    if model is None or model is path:
         return path, None
     tiny = torch.finfo(log_w.dtype).tiny ** 0.5
     model = torch.where((model == 0) & (path != 0), tiny, model)
