@@ -24,6 +24,11 @@ POINTS = [
 NODES = {1: 80, 2: 140, 3: 60}
 
 
+def pairs(names, num_samples):
+    """Estimators with each number of samples that they allow."""
+    return [(name, K) for name in names for K in num_samples if estimators.REGISTRY[name].min_num_samples <= K]
+
+
 def value_of(objective, problem, num_samples):
     """E objective(log w) over a tensor grid, as a differentiable function of (prior_loc, loc, log_scale)."""
     x, w = gauss_hermite(NODES[num_samples])
@@ -59,13 +64,11 @@ def mean_of(name, problem, num_samples):
 
 
 @pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
-@pytest.mark.parametrize("num_samples", [1, 2, 3])
 @pytest.mark.parametrize(
-    "name", [n for n in estimators.names() if estimators.REGISTRY[n].family in ("elbo", "gaussian")]
+    ("name", "num_samples"),
+    pairs([n for n in estimators.names() if estimators.REGISTRY[n].family == "elbo"], [1, 2, 3]),
 )
 def test_the_elbo_family_is_unbiased(name, num_samples, problem):
-    if num_samples < estimators.REGISTRY[name].min_num_samples:
-        pytest.skip("needs more samples")
     truth = value_of(lambda log_w: log_w.mean(0), problem, 1)
     np.testing.assert_allclose(mean_of(name, problem, num_samples), truth, atol=1e-8 * np.linalg.norm(truth))
 
@@ -100,12 +103,11 @@ def test_the_bias_of_sticking_the_landing_is_the_wake_phi_direction(num_samples,
 
 
 @pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
-@pytest.mark.parametrize("num_samples", [1, 2])
-@pytest.mark.parametrize("name", [n for n in estimators.names() if n not in ("sumo", "jackknife")])
+@pytest.mark.parametrize(
+    ("name", "num_samples"), pairs([n for n in estimators.names() if n not in ("sumo", "jackknife")], [1, 2])
+)
 def test_variances_are_the_exact_ones(name, num_samples, problem):
     """Quadrature of the estimator's second moment against the closed forms and integrals of the references."""
-    if num_samples < estimators.REGISTRY[name].min_num_samples:
-        pytest.skip("needs more samples")
     estimator = estimators.get(name, num_samples=num_samples)
     _, variance = exact_expectation(estimator, problem, problem.parameters, nodes=NODES[num_samples])
     for block, columns in (("theta", slice(1, 2)), ("phi", slice(2, 4))):
