@@ -124,7 +124,18 @@ def slopes(means: pd.DataFrame, smallest_p: float = 0.01) -> pd.DataFrame:
         ks = np.exp(k).round().astype(int)
         span = {"k_low": ks.iloc[0], "k_high": ks.iloc[-1], "points": len(k), "left_out": len(series) - len(k)}
         found.append({name: used[name].iloc[-1] for name in kept} | fit | span)
-    numbers = ["slope", "slope_low", "slope_high", "slope_exact", "intercept", "p", "k_low", "k_high", "points", "left_out"]
+    numbers = [
+        "slope",
+        "slope_low",
+        "slope_high",
+        "slope_exact",
+        "intercept",
+        "p",
+        "k_low",
+        "k_high",
+        "points",
+        "left_out",
+    ]
     return pd.DataFrame(found, columns=[*kept, *numbers])
 
 
