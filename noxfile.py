@@ -51,10 +51,10 @@ def bench(session: nox.Session) -> None:
 
 
 def _out(options: list[str]) -> str | None:
-    """The folder that ``--out DIR`` or ``--out=DIR`` names."""
-    for option, following in zip(options, [*options[1:], ""], strict=True):
-        if option == "--out":
-            return following
+    """The folder that ``--out DIR``, ``--out=DIR`` or ``-o DIR`` names."""
+    for place, option in enumerate(options):
+        if option in ("--out", "-o") and place + 1 < len(options):
+            return options[place + 1]
         if option.startswith("--out="):
             return option.removeprefix("--out=")
     return None

@@ -63,7 +63,9 @@ def _measure(cell: Cell, plugins: tuple[str, ...]) -> dict[str, Any]:
         return {**facts, "status": "refused", "reason": reason}
     truths = {block: truth(problem, estimator, block, cell.replicates) for block in ("value", *BLOCKS)}
     sizes = block_sizes(problem)
-    centres = {block: None if t is None else t.gradient if t.centre is None else t.centre for block, t in truths.items()}
+    centres = {
+        block: None if t is None else t.gradient if t.centre is None else t.centre for block, t in truths.items()
+    }
     moments = GradientMoments(sizes, centres)
     for rows in quiet.quietly(batches(estimator, problem, cell.replicates, cell.seed)):
         moments.add(rows)
