@@ -69,8 +69,11 @@ class Meter(TorchDispatchMode):
             self.flops += product(*args, **(kwargs or {}), out_val=out)
         elif torch.Tag.pointwise in func.tags:
             self.flops += sum(t.numel() for t in made)
+        given = torch.utils._pytree.tree_leaves((args, kwargs))
+        theirs = {t.untyped_storage()._cdata for t in given if isinstance(t, Tensor)}
         for tensor in made:
-            self._watch(tensor)
+            if tensor.untyped_storage()._cdata not in theirs:  # a view, or written in place: nothing new
+                self._watch(tensor)
         return out
 
     def _watch(self, tensor: Tensor) -> None:
@@ -124,7 +127,9 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize(torch.device(device))
 
 
-def seconds(work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.25) -> tuple[float, tuple[float, float]]:
+def seconds(
+    work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.25
+) -> tuple[float, tuple[float, float]]:
     """Median seconds of ``work`` and a 95 % interval of that median, one warm-up run excluded.
 
     At least ``least`` runs, more until ``budget`` seconds are spent. The interval is the distribution-free one from order

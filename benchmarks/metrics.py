@@ -22,6 +22,8 @@ from .references.truth import Truth
 
 LEVEL = 1e-5
 """False-alarm rate of one block's verdict on an unbiased estimator, all directions together (Bonferroni)."""
+CLEARLY_HEAVY = 0.5
+"""A k-hat from which the fourth moment surely fails. The limit is 1/4, but a cubic in a normal already shows 0.3 to 0.4."""
 POWER_Z = float(stats.norm.isf(0.01))
 SEEABLE = 0.25
 """A block passes only if a bias of this part of the reference gradient would have been seen with probability 0.99."""
@@ -81,7 +83,7 @@ def summarize(
         V_error = _variance_error(moments)
         numbers |= {
             "variance": V,
-            "variance_interval": _log_interval(V, V_error, R) if khat is None or khat < 0.5 else None,
+            "variance_interval": _log_interval(V, V_error, R) if khat is None or khat < CLEARLY_HEAVY else None,
             "exact_variance": exact_variance,
             "skewness": skewness,
             "kurtosis": kurtosis,
@@ -128,7 +130,9 @@ def _quantiles(moments: BlockMoments) -> dict[str, float]:
 
 def _shape(moments: BlockMoments, rounding: float) -> tuple[float | None, float | None]:
     """Skewness (the largest in size over directions and coordinates) and kurtosis of the most skewed column that varies."""
-    columns = [(m, m.variance > rounding**2) for m in (moments.along, moments.coordinates) if m is not None and m.m3.numel()]
+    columns = [
+        (m, m.variance > rounding**2) for m in (moments.along, moments.coordinates) if m is not None and m.m3.numel()
+    ]
     skewness = np.concatenate([m.skewness[varies].cpu().numpy() for m, varies in columns])
     kurtosis = np.concatenate([m.kurtosis[varies].cpu().numpy() for m, varies in columns])
     if not len(skewness):
@@ -142,7 +146,9 @@ def _variance_error(moments: BlockMoments) -> float:
     coordinates, distance = moments.coordinates, moments.distance
     assert coordinates is not None and distance is not None
     if len(coordinates.mean) == 1:  # exact, where a biased estimate's distances from its reference would not be
-        return float(coordinates.variance[0]) * math.sqrt(max(float(coordinates.kurtosis[0]) - 1, 0.0) / coordinates.count)
+        return float(coordinates.variance[0]) * math.sqrt(
+            max(float(coordinates.kurtosis[0]) - 1, 0.0) / coordinates.count
+        )
     return math.sqrt(float(distance.variance[0]) / distance.count)
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 RESERVOIR = 8192
 LARGEST = 1000
+TAIL_ROWS = 1_000_000
+"""Tails are judged on this many replicates at most: the largest thousandth of them is what is kept."""
 FOURTH_ORDER_COLUMNS = 10_000
 RANDOM_DIRECTIONS = 8
 
@@ -96,7 +98,9 @@ class Tail:
 
     def add(self, values: Tensor) -> None:
         """Take in non-negative values ``(R,)``."""
-        values = values.double().cpu()
+        values = values[: TAIL_ROWS - self.count].double().cpu()
+        if not len(values):
+            return
         self.count += len(values)
         self.total += float(values.sum())
         both = torch.cat([self.largest, values])
@@ -165,7 +169,7 @@ class GradientMoments:
 
     Arguments:
         sizes: number of columns of ``value`` (1), ``theta`` and ``phi``.
-        centres: reference value or gradient of each of them, float64, or ``None`` to take the mean of the first batch.
+        centres: reference value or gradient of each of them, float64, or ``None`` to take the median of the first batch.
     """
 
     def __init__(self, sizes: dict[str, int], centres: dict[str, Tensor | None]) -> None:
@@ -177,7 +181,7 @@ class GradientMoments:
     def add(self, rows: Tensor) -> None:
         """Take in a batch ``(R, 1 + P)``. A value that the estimator does not give (NaN throughout) does not count."""
         columns = dict(zip(self.sizes, rows.split(list(self.sizes.values()), 1), strict=True))
-        if bool(columns["value"].isnan().all()):
+        if "value" not in self.blocks and bool(columns["value"].isnan().all()):
             columns.pop("value")
         finite = torch.cat(list(columns.values()), 1).isfinite().all(1)
         self.nonfinite += int((~finite).sum())
@@ -187,7 +191,8 @@ class GradientMoments:
             kept = block_rows if bool(finite.all()) else block_rows[finite]
             if name not in self.blocks:
                 centre = self.centres[name]
-                centre = kept.double().mean(0) if centre is None else centre.to(kept.device)
+                # A median: where tails are heavy, a mean of few is no centre.
+                centre = kept.double().median(0).values if centre is None else centre.to(kept.device)
                 self.blocks[name] = BlockMoments(name, centre)
             self.blocks[name].add(kept)
 

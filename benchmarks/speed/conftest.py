@@ -1,0 +1,20 @@
+"""Ratios of times, shown once all is done."""
+
+from __future__ import annotations
+
+import pytest
+
+LINES: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def ratios() -> list[str]:
+    """Lines to be shown at the end."""
+    return LINES
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if LINES:
+        terminalreporter.section("gradients per second, as ratios")
+        for line in LINES:
+            terminalreporter.write_line(line)
