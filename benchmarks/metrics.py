@@ -102,7 +102,7 @@ def summarize(
 
 
 def tail_index(moments: BlockMoments) -> float | None:
-    """Generalised-Pareto shape k of the distance |gradient - centre|; the variance needs k < 1/2, its interval k < 1/4."""
+    """Generalised-Pareto shape k of the distance |gradient - centre|; the variance needs k < 1/2."""
     norms = moments.tail.first.sqrt().numpy()
     if len(norms) < 500:
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -130,7 +132,7 @@ def run(
             # A failure here is not lost: the cells of this problem will meet it again, and say so.
             wait([pool.schedule(prepare, args=(str(folder), cell.model_dump(), plugins), timeout=timeout)])
         for cell, outcome in _as_completed(pool, folder, cells, plugins, workers, timeout, locks):
-            record = outcome if isinstance(outcome, Record) else _failed(cell, outcome)
+            record = outcome if isinstance(outcome, Record) else _failed(cell, outcome, timeout)
             if not isinstance(outcome, Record):
                 with writing():
                     records.write(folder / "cells" / f"{cell.id}.json", record)
@@ -208,11 +210,25 @@ def _start(locks: str) -> None:
     os.dup2(2, 1)
     torch.set_num_threads(1)
     quiet.between(locks)
+    keep_freed_memory()
 
 
-def _failed(cell: Cell, problem: BaseException) -> Record:
+def keep_freed_memory() -> None:
+    """Where the C library is glibc, let this process keep large blocks of memory that it frees.
+
+    By default they go back to the system at once, and each batch of replicates pays for fresh pages again (measured: a
+    third fewer gradients per second on one thread).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        libc.mallopt(m_mmap_threshold, 32 * 2**20)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _failed(cell: Cell, problem: BaseException, timeout: float | None) -> Record:
     if isinstance(problem, TimeoutError):
-        return Record(id=cell.id, cell=cell, status="timeout", reason="did not end within the time limit")
+        return Record(id=cell.id, cell=cell, status="timeout", reason=f"did not end within {timeout:g} seconds")
     if isinstance(problem, ProcessExpired):
         return Record(id=cell.id, cell=cell, status="killed", reason=f"its process died (exit code {problem.exitcode})")
     if isinstance(problem, OSError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.runner import keep_freed_memory
+
 LINES: list[str] = []
 
 
@@ -11,6 +13,11 @@ LINES: list[str] = []
 def ratios() -> list[str]:
     """Lines to be shown at the end."""
     return LINES
+
+
+def pytest_configure() -> None:
+    """As in the workers: what a batch frees is kept for the next."""
+    keep_freed_memory()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -205,7 +205,7 @@ def test_every_fault_comes_with_its_reason(faulty):
     assert "RuntimeError: The expanded size" in stored["Misshapen"].reason
     assert stored["NotANumber"].reason == "400 of 400 replicates are not finite"
     assert {block.nonfinite for block in stored["NotANumber"].blocks} == {400}
-    assert stored["Hangs"].reason == "did not end within the time limit"
+    assert stored["Hangs"].reason == "did not end within 10 seconds"
     assert stored["Dies"].reason == "its process died (exit code 7)"
     assert stored["Exits"].reason.startswith("SystemExit")
     assert "Refuses needs bernoulli" in stored["Refuses"].reason
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written_to(cells, tmp_path, monkeypatch):
 def test_a_full_disk_stops_the_run(cells, tmp_path, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(StoreError, match="No space left"):
-        runner._failed(cells[0], full)  # what a worker met when it wrote its record
+        runner._failed(cells[0], full, None)  # what a worker met when it wrote its record
     with pytest.raises(StoreError, match="No space left"), runner.writing():
         raise full
     (tmp_path / "cells").mkdir()
