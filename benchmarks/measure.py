@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from estimators import BLOCKS, Estimator, Refusal, Target, replicates
 
-from . import cost, quiet
+from . import cost, quiet, records
 from .metrics import summarize
 from .moments import GradientMoments
 from .problems.problem import Problem, Reference
@@ -30,13 +32,16 @@ LOOP_ROWS = 16
 """Replicates per batch of an estimator that cannot be vectorised."""
 
 
-def run_cell(cell: dict[str, Any], plugins: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Measure one cell; whatever happens inside becomes the record's status and reason."""
+def run_cell(cell: dict[str, Any], plugins: tuple[str, ...] = (), folder: str | None = None) -> dict[str, Any]:
+    """Measure one cell; whatever happens inside becomes the record's status and reason.
+
+    Where a run folder is given, the mean and variance of every coordinate go into its ``moments/``.
+    """
     identity = Cell.model_validate(cell)
     start = time.perf_counter()
     facts: dict[str, Any] = {}
     try:
-        facts = _measure(identity, plugins)
+        facts = _measure(identity, plugins, folder)
     except (Refusal, SpecError) as problem:
         facts = {"status": "refused", "reason": str(problem)}
     except Exception as problem:
@@ -46,7 +51,7 @@ def run_cell(cell: dict[str, Any], plugins: tuple[str, ...] = ()) -> dict[str, A
     return record.model_dump(mode="json")
 
 
-def _measure(cell: Cell, plugins: tuple[str, ...]) -> dict[str, Any]:
+def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[str, Any]:
     registry = Registry(plugins)
     estimator = registry.estimator(cell.estimator, cell.num_samples)
     problem = registry.problem(cell.problem, cell.dtype, cell.device)
@@ -87,9 +92,22 @@ def _measure(cell: Cell, plugins: tuple[str, ...]) -> dict[str, Any]:
         for block in ("value", *BLOCKS)
         if block != "value" or "value" in moments.blocks
     ]
+    if folder is not None:
+        keep(moments, Path(folder) / "moments" / f"{cell.id}.safetensors")
     status = "nonfinite" if moments.nonfinite else "ok"
     reason = f"{moments.nonfinite} of {cell.replicates} replicates are not finite" if moments.nonfinite else ""
     return {**facts, "status": status, "reason": reason, "blocks": blocks, "cost": price(estimator, problem)}
+
+
+def keep(moments: GradientMoments, path: Path) -> None:
+    """Write mean and variance of every coordinate, float64, columns as the flattened parameters; large blocks are left out."""
+    tensors = {}
+    for name, block in moments.blocks.items():
+        if block.coordinates is not None and block.order == 4:
+            tensors[f"{name}.mean"] = block.coordinates.mean.cpu().contiguous()
+            tensors[f"{name}.variance"] = block.coordinates.variance.cpu().contiguous()
+    if tensors:
+        records.write_bytes(path, safetensors.torch.save(tensors))
 
 
 def summary(component: Any) -> str:

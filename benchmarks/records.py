@@ -8,7 +8,7 @@ Layout of a run folder::
     manifest.json            what was asked for, and the bibliography of what was used
     environment.json         versions, processor, threads; no host name, no user name
     cells/<id>.json          one record per finished cell
-    moments/<id>.safetensors mean and variance of every coordinate
+    moments/<id>.safetensors mean and variance of every coordinate, of blocks of at most 10,000 coordinates
     training/<id>.json       curves of a VAE that the suite trained
     report.html
 """
@@ -195,13 +195,18 @@ def _checksum(body: dict[str, Any]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write all of ``text`` or nothing: temporary file beside the goal, fsync, atomic replace."""
+    """Write all of ``text`` or nothing (:func:`write_bytes`)."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write all of ``content`` or nothing: temporary file beside the goal, fsync, atomic replace."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not of tempfile, whose files nobody but their owner may read.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(temporary, "xb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -194,7 +194,7 @@ def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> None
 def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[str, Any]:
     """In the worker: measure a cell, write its record, and return it."""
     quiet.known_as(Cell.model_validate(cell).id)
-    record = run_cell(cell, plugins)
+    record = run_cell(cell, plugins, folder)
     records.write(Path(folder) / "cells" / f"{record['id']}.json", Record.model_validate(record))
     return record
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 import estimators
@@ -366,3 +367,14 @@ def test_slopes_of_the_signal_to_noise_ratio(factor, resolved):
         slope, exact, error = slope / math.log(4), exact / math.log(4), error / math.log(4)
         assert exact == pytest.approx(theory, abs=0.05)
         assert error < resolved and abs(slope - exact) < 4.5 * error, (name, block, slope, exact, error)
+
+
+def test_mean_and_variance_of_every_coordinate_are_kept(tmp_path):
+    problem = Gaussian1D(loc=1.5, scale=0.6, x=1.3, prior_loc=0.2)
+    cell = Cell(problem=problem.spec, estimator="iwae", num_samples=3, replicates=3000, seed=1)
+    run_cell(cell.model_dump(), folder=str(tmp_path))
+    kept = safetensors.numpy.load_file(tmp_path / "moments" / f"{cell.id}.safetensors")
+    rows = torch.cat(list(batches(estimators.get("iwae", num_samples=3), problem, 3000, 1))).numpy()
+    for block, columns in (("value", slice(0, 1)), ("theta", slice(1, 2)), ("phi", slice(2, 4))):
+        np.testing.assert_allclose(kept[f"{block}.mean"], rows[:, columns].mean(0), rtol=1e-12)
+        np.testing.assert_allclose(kept[f"{block}.variance"], rows[:, columns].var(0, ddof=1), rtol=1e-12)
