@@ -151,7 +151,7 @@ def test_the_run_folder_says_what_was_asked_for_and_where(measured, cells):
     assert set(manifest.bibliography) >= {"tucker2019", "luo2020"}
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["torch"] and os.uname().nodename not in facts.values()
-    assert {each.name for each in folder.iterdir()} == {"manifest.json", "environment.json", "cells"}
+    assert {each.name for each in folder.iterdir()} == {"manifest.json", "environment.json", "cells", "moments"}
 
 
 def test_going_on_runs_nothing_again(measured, cells):
