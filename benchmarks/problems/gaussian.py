@@ -29,7 +29,22 @@ ALL = frozenset({"reparameterizable", "gaussian", "twice_differentiable", "analy
 
 
 @dataclass(frozen=True)
-class Gaussian1D(Problem):
+class UnitGaussian(Problem):
+    """Abstract: z ~ N(prior_loc, I) and x | z ~ N(z, I); theta is ``prior_loc``."""
+
+    def prior(self, theta: Block) -> DiagonalGaussian:
+        loc = theta["prior_loc"].expand_as(self.data)
+        return DiagonalGaussian(loc, loc.new_zeros(()).expand_as(loc))
+
+    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+        return standard_log_prob(z, self.data)  # symmetric; the larger one first
+
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        return standard_log_prob(z, theta["prior_loc"]) + self.log_likelihood(theta, z)
+
+
+@dataclass(frozen=True)
+class Gaussian1D(UnitGaussian):
     """z ~ N(prior_loc, 1), x | z ~ N(z, 1), q = N(loc, scale^2); the posterior is N((prior_loc + x)/2, 1/2).
 
     Arguments:
@@ -87,10 +102,7 @@ class Gaussian1D(Problem):
             method = "one-dimensional integrals over the law of the summed weights"
         else:
             found, method = self._closed_form.gradient(target.name), "closed form"
-        phi = {name: self.tensor(np.reshape(found[name], 1)) for name in ("loc", "log_scale")}
-        theta = {} if target.name == "forward_kl" else {"prior_loc": self.tensor(np.reshape(found["prior_loc"], 1))}
-        gradient = {"phi": phi} | ({"theta": theta} if theta else {})
-        return Reference(float(found["value"]), gradient, method)
+        return self.reference(target, found, method)
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         names = {"phi": ("loc", "log_scale"), "theta": ("prior_loc",)}.get(block)
@@ -103,16 +115,6 @@ class Gaussian1D(Problem):
 
     def guide(self, phi: Block) -> DiagonalGaussian:
         return DiagonalGaussian(phi["loc"].expand_as(self.data), phi["log_scale"].expand_as(self.data))
-
-    def prior(self, theta: Block) -> DiagonalGaussian:
-        loc = theta["prior_loc"].expand_as(self.data)
-        return DiagonalGaussian(loc, loc.new_zeros(()).expand_as(loc))
-
-    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
-        return standard_log_prob(z, self.data)  # symmetric; the larger one first
-
-    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
-        return standard_log_prob(z, theta["prior_loc"]) + self.log_likelihood(theta, z)
 
 
 @dataclass(frozen=True)
@@ -193,12 +195,7 @@ class LinearGaussian(Problem):
             return None
         name = "elbo" if target.name == "iwae" else target.name
         found = self._closed_form.gradient(name)
-        gradient = {
-            block: {name: self.tensor(found[name]).reshape(leaf.shape) for name, leaf in leaves.items()}
-            for block, leaves in self.parameters.items()
-            if block == "phi" or target.name != "forward_kl"
-        }
-        return Reference(float(found["value"]), gradient, "closed form")
+        return self.reference(target, found, "closed form")
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         names = {"phi": ("loc", "log_scale"), "theta": ("weight", "bias", "log_noise_scale")}.get(block)

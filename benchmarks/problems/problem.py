@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -76,6 +77,15 @@ class Problem(LatentModel):
     def exact(self, target: Target) -> Reference | None:
         """The exact value and gradient of a target, or ``None`` where this problem does not know them."""
         return None
+
+    def reference(self, target: Target, found: Mapping[str, Any], method: str) -> Reference:
+        """A reference from numbers by parameter name, and ``value``; ``forward_kl`` has none for theta."""
+        gradient = {
+            block: {name: self.tensor(found[name]).reshape(leaf.shape) for name, leaf in leaves.items()}
+            for block, leaves in self.parameters.items()
+            if block == "phi" or target.name != "forward_kl"
+        }
+        return Reference(float(found["value"]), gradient, method)
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         """The exact variance, summed over the block, of one estimate by a named estimator, where known."""

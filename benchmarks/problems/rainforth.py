@@ -9,19 +9,17 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log_prob
+from estimators import Block, DiagonalGaussian, Parameters, Target
 
 from .. import references
-from .gaussian import ALL
-from .problem import Problem, Reference
+from .gaussian import ALL, UnitGaussian
+from .problem import Reference
 
-NAMES = {"prior_loc": "theta", "weight": "weight", "bias": "bias"}
-"""Our parameters by the names of the reference."""
 INTEGRAL = {"iwae": "iwae", "iwae-stl": "stl", "dreg": "dreg"}
 
 
 @dataclass(frozen=True)
-class Rainforth(Problem):
+class Rainforth(UnitGaussian):
     """p(z) = N(theta, I), p(x|z) = N(z, I), q = N(A x + b, (2/3) I): 2/3 is the covariance, and fixed.
 
     ``points`` data points are drawn with a standard normal true theta; theta stands at their mean, A at I/2 and b at
@@ -89,12 +87,7 @@ class Rainforth(Problem):
             method = "integrals over the law of the summed weights, in the radius alone"
         else:
             found, method = self._exact.gradient(target.name), "closed form"
-        gradient = {
-            block: {name: self.tensor(found[NAMES[name]]).reshape(leaf.shape) for name, leaf in leaves.items()}
-            for block, leaves in self.parameters.items()
-            if block == "phi" or target.name != "forward_kl"
-        }
-        return Reference(float(found["value"]), gradient, method)
+        return self.reference(target, {**found, "prior_loc": found.get("theta")}, method)
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         if estimator not in INTEGRAL or block not in ("theta", "phi"):
@@ -104,13 +97,3 @@ class Rainforth(Problem):
     def guide(self, phi: Block) -> DiagonalGaussian:
         loc = self.data @ phi["weight"].mT + phi["bias"]
         return DiagonalGaussian(loc, loc.new_full((), 0.5 * math.log(2 / 3)).expand_as(loc))
-
-    def prior(self, theta: Block) -> DiagonalGaussian:
-        loc = theta["prior_loc"].expand_as(self.data)
-        return DiagonalGaussian(loc, loc.new_zeros(()).expand_as(loc))
-
-    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
-        return standard_log_prob(z, self.data)  # symmetric; the larger one first
-
-    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
-        return standard_log_prob(z, theta["prior_loc"]) + self.log_likelihood(theta, z)
