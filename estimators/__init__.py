@@ -32,8 +32,9 @@ from .elbo import (
 )
 from .gaussian import BonnetPrice
 from .guides import DiagonalGaussian, standard_log_prob
-from .multisample import IWAE, DReG, IWAEStickingTheLanding
-from .wake_sleep import ReweightedWakeSleep
+from .multisample import IWAE, MIWAE, PIWAE, DReG, IWAEStickingTheLanding
+from .multisample_score import OVIS, VIMCO, MultiSampleScore
+from .wake_sleep import ReweightedWakeSleep, ReweightedWakeSleepDReG
 
 REGISTRY: dict[str, type[Estimator]] = {
     cls.name: cls
@@ -47,9 +48,15 @@ REGISTRY: dict[str, type[Estimator]] = {
         IWAE,
         IWAEStickingTheLanding,
         DReG,
+        MIWAE,
+        PIWAE,
+        MultiSampleScore,
+        VIMCO,
+        OVIS,
         Jackknife,
         SUMO,
         ReweightedWakeSleep,
+        ReweightedWakeSleepDReG,
     )
 }
 
@@ -79,9 +86,13 @@ def get(name: str, **settings: int | float) -> Estimator:
 __all__ = [
     "BLOCKS",
     "IWAE",
+    "MIWAE",
     "NEEDS",
+    "OVIS",
+    "PIWAE",
     "REGISTRY",
     "SUMO",
+    "VIMCO",
     "Block",
     "BonnetPrice",
     "DReG",
@@ -94,11 +105,13 @@ __all__ = [
     "Jackknife",
     "LatentModel",
     "LeaveOneOut",
+    "MultiSampleScore",
     "Parameters",
     "Refusal",
     "Reparameterization",
     "ReparameterizationAnalyticKL",
     "ReweightedWakeSleep",
+    "ReweightedWakeSleepDReG",
     "ScoreFunction",
     "StickingTheLanding",
     "Target",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .contract import Draw, Estimator, Guide, Refusal, Target, TotalDerivative, Weights
+from .subsets import without_each
 
 SUMO_KNEE, SUMO_DECAY = 80, 0.9
 """Luo et al.: P(N >= k) = 1/k up to k = 80, geometric with ratio 0.9 beyond."""
@@ -54,20 +55,13 @@ class Jackknife(Estimator):
     def value(self, log_w: Tensor) -> Tensor:
         K = self.num_samples
         whole = log_w.logsumexp(0) - math.log(K)
-        left_out = _without_each(log_w).logsumexp(1).mean(0) - math.log(K - 1)
+        left_out = without_each(log_w).logsumexp(1).mean(0) - math.log(K - 1)
         return K * whole - (K - 1) * left_out
 
     def weights(self, log_w: Tensor) -> Weights:
         K = self.num_samples
-        w = K * log_w.softmax(0) - (K - 1) * _without_each(log_w).softmax(1).mean(0)
+        w = K * log_w.softmax(0) - (K - 1) * without_each(log_w).softmax(1).mean(0)
         return TotalDerivative.of(w, model=w)
-
-
-def _without_each(log_w: Tensor) -> Tensor:
-    """``(K, K, *batch)``: row j holds the log-weights with the j-th replaced by minus infinity."""
-    K = log_w.shape[0]
-    diagonal = torch.eye(K, dtype=torch.bool, device=log_w.device).reshape(K, K, *(1,) * (log_w.ndim - 1))
-    return log_w.expand(K, *log_w.shape).masked_fill(diagonal, -math.inf)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contract import Estimator, Target, TotalDerivative, Weights
+from .contract import Estimator, Refusal, Target, TotalDerivative, Weights
 
 
 @dataclass(frozen=True)
@@ -114,3 +114,87 @@ class DReG(ImportanceWeighted):
     def weights(self, log_w: Tensor) -> Weights:
         w = log_w.softmax(0)
         return Weights(path=w.square(), score=None, model=w)
+
+
+@dataclass(frozen=True)
+class _Grouped(ImportanceWeighted):
+    """Abstract: K samples in ``groups`` groups of equal size, each with a bound of its own."""
+
+    num_samples: int = 2
+    groups: int = 2
+
+    min_num_samples = 2
+    citations = ("rainforth2018",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups < 1 or self.num_samples % self.groups:
+            raise Refusal(
+                f"{self.name} needs num_samples to be a multiple of groups, not {self.num_samples} of {self.groups}"
+            )
+
+    def grouped(self, log_w: Tensor) -> Tensor:
+        """Log-weights as ``(groups, K / groups, *batch)``."""
+        return log_w.reshape(self.groups, -1, *log_w.shape[1:])
+
+    def group_weights(self, log_w: Tensor) -> Tensor:
+        """Coefficients ``(K, *batch)`` of the mean over groups of their log mean weights."""
+        return (self.grouped(log_w).softmax(1) / self.groups).reshape(log_w.shape)
+
+
+@dataclass(frozen=True)
+class MIWAE(_Grouped):
+    """Mean of several importance-weighted bounds.
+
+    .. math:: M^{-1} \\sum_{m=1}^M \\hat L_{K/M}^{(m)}, \\qquad M = \\mathrm{groups}
+
+    Each group's total derivative; unbiased for the bound of K/M samples.
+
+    References:
+        Rainforth et al. (2018), section 4.
+
+    Example:
+        >>> MIWAE(num_samples=8, groups=4).targets["phi"]
+        Target(name='iwae', num_samples=2, unbiased=True)
+    """
+
+    name = "miwae"
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        target = Target("iwae", self.num_samples // self.groups)
+        return {"theta": target, "phi": target}
+
+    def value(self, log_w: Tensor) -> Tensor:
+        return (self.grouped(log_w).logsumexp(1) - math.log(self.num_samples // self.groups)).mean(0)
+
+    def weights(self, log_w: Tensor) -> Weights:
+        w = self.group_weights(log_w)
+        return TotalDerivative.of(w, model=w)
+
+
+@dataclass(frozen=True)
+class PIWAE(_Grouped):
+    """Partially importance-weighted: theta by the bound of all K samples, phi by the mean of the groups' bounds.
+
+    .. math:: \\theta: \\hat L_K, \\qquad \\phi: M^{-1} \\sum_{m=1}^M \\hat L_{K/M}^{(m)}
+
+    So theta has the tighter bound while phi keeps its signal.
+
+    References:
+        Rainforth et al. (2018), section 4.
+
+    Example:
+        >>> {block: str(target) for block, target in PIWAE(num_samples=8, groups=4).targets.items()}
+        {'theta': 'iwae-8', 'phi': 'iwae-2'}
+    """
+
+    name = "piwae"
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        K = self.num_samples
+        return {"theta": Target("iwae", K), "phi": Target("iwae", K // self.groups)}
+
+    def weights(self, log_w: Tensor) -> Weights:
+        return TotalDerivative.of(self.group_weights(log_w), model=log_w.softmax(0))

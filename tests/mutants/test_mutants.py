@@ -85,6 +85,29 @@ MUTANTS = {
     ),
     "q-bar rebuilt without its scale (defect 6)": None,
     "gradient with respect to sigma where log sigma is declared (defect 15)": None,
+    "OVIS with gamma = 1 presented as unbiased (defect 11)": None,
+    "VIMCO without its own weight's term": mutant(
+        "vimco", lambda self, log_w, w: w._replace(score=w.score + log_w.softmax(0))
+    ),
+    "VIMCO that replaces the weight by the mean of all, its own included": mutant(
+        "vimco",
+        lambda self, log_w, w: w._replace(
+            score=torch.stack(
+                [
+                    self.value(log_w) - self.value(torch.cat([log_w[:k], log_w.mean(0, keepdim=True), log_w[k + 1 :]]))
+                    for k in range(self.num_samples)
+                ]
+            )
+            - log_w.softmax(0)
+        ),
+    ),
+    "naive multi-sample score with the sum for the mean: a constant, harmless in phi, not in the value": type(
+        "Sum", (estimators.MultiSampleScore,), {"value": lambda self, log_w: log_w.logsumexp(0)}
+    ),
+    "MIWAE that forgets to divide by the groups": mutant(
+        "miwae", lambda self, log_w, w: Weights(*(2 * part for part in w))
+    ),
+    "PIWAE with the groups' weights in theta too": mutant("piwae", lambda self, log_w, w: w._replace(model=w.path)),
     "SUMO with weights shifted by one (defect 9)": None,
     "SUMO multiplied by the survival in place of divided (defect 9)": None,
 }
@@ -116,6 +139,14 @@ class WithRespectToSigma(estimators.Reparameterization):
         if "log_scale" in phi:
             phi["log_scale"] = phi["log_scale"] / parameters["phi"]["log_scale"].exp()
         return found._replace(phi=phi)
+
+
+@dataclass(frozen=True)
+class GammaOne(estimators.OVIS):
+    """Defect 11: it says of itself what is true of gamma = 0 alone."""
+
+    gamma: float = 1.0
+    targets = estimators.IWAE.targets
 
 
 @dataclass(frozen=True)
@@ -155,6 +186,7 @@ class _Reguided(estimators.LatentModel):
 
 
 MUTANTS["q-bar rebuilt without its scale (defect 6)"] = WrongHeldScale
+MUTANTS["OVIS with gamma = 1 presented as unbiased (defect 11)"] = GammaOne
 MUTANTS["SUMO with weights shifted by one (defect 9)"] = ShiftedSumo
 MUTANTS["SUMO multiplied by the survival in place of divided (defect 9)"] = MultipliedSumo
 MUTANTS["gradient with respect to sigma where log sigma is declared (defect 15)"] = WithRespectToSigma
