@@ -33,7 +33,7 @@ def catalogue(registry: Registry, what: str) -> list[dict[str, Any]]:
         ]
     rows = []
     for name, kind in registry.estimators.items():
-        estimator = registry.estimator(name, max(2, kind.min_num_samples))
+        estimator = registry.estimator(name, kind.usual_num_samples())
         targets = {block: None if target is None else target.name for block, target in estimator.targets.items()}
         unbiased = {block: None if t is None else t.unbiased for block, t in estimator.targets.items()}
         claims = ", ".join(

@@ -219,8 +219,8 @@ def named(source: str, num_samples: int | None, objective: str | None) -> tuple[
     if not colon:
         registry = Registry()
         kind = registry.estimators.get(parse(source)[0])
-        least = kind.min_num_samples if kind else 1
-        return registry.estimator(source, num_samples or max(2, least)), None
+        usual = kind.usual_num_samples() if kind else 1
+        return registry.estimator(source, num_samples or usual), None
     module = load(path)
     member = vars(module).get(parse(name)[0])
     if member is None:
@@ -230,7 +230,7 @@ def named(source: str, num_samples: int | None, objective: str | None) -> tuple[
         if inspect.isabstract(member):
             missing = ", ".join(sorted(member.__abstractmethods__))
             raise SpecError(f"{name} does not define {missing}: what does each block estimate the gradient of?")
-        return _make(member, num_samples or max(2, member.min_num_samples), parse(name)[1]), path
+        return _make(member, num_samples or member.usual_num_samples(), parse(name)[1]), path
     if isinstance(member, Estimator):
         return member if num_samples is None else replace(member, num_samples=num_samples), path
     if inspect.isfunction(member):

@@ -32,6 +32,7 @@ from .elbo import (
 )
 from .gaussian import BonnetPrice
 from .guides import DiagonalGaussian, standard_log_prob
+from .multilevel import MultilevelRussianRoulette, MultilevelSingleSample
 from .multisample import IWAE, MIWAE, PIWAE, DReG, IWAEStickingTheLanding
 from .multisample_score import OVIS, VIMCO, MultiSampleScore
 from .wake_sleep import ReweightedWakeSleep, ReweightedWakeSleepDReG
@@ -55,6 +56,8 @@ REGISTRY: dict[str, type[Estimator]] = {
         OVIS,
         Jackknife,
         SUMO,
+        MultilevelRussianRoulette,
+        MultilevelSingleSample,
         ReweightedWakeSleep,
         ReweightedWakeSleepDReG,
     )
@@ -106,6 +109,8 @@ __all__ = [
     "LatentModel",
     "LeaveOneOut",
     "MultiSampleScore",
+    "MultilevelRussianRoulette",
+    "MultilevelSingleSample",
     "Parameters",
     "Refusal",
     "Reparameterization",

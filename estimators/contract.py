@@ -187,6 +187,11 @@ class Estimator(ABC):
         """The registry name, or the class's own where it has none."""
         return cls.name or cls.__name__
 
+    @classmethod
+    def usual_num_samples(cls) -> int:
+        """The number of samples to show this estimator with, where nobody says which."""
+        return max(2, cls.min_num_samples)
+
     @property
     @abstractmethod
     def targets(self) -> dict[str, Target | None]:

@@ -143,7 +143,8 @@ def test_the_bias_of_sticking_the_landing_is_the_wake_phi_direction(num_samples,
 
 @pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
 @pytest.mark.parametrize(
-    ("name", "num_samples"), pairs([n for n in estimators.names() if n not in ("sumo", "jackknife")], [1, 2])
+    ("name", "num_samples"),
+    pairs([n for n in estimators.names() if not estimators.REGISTRY[n].random_cost and n != "jackknife"], [1, 2]),
 )
 def test_variances_are_the_exact_ones(name, num_samples, problem):
     """Quadrature of the estimator's second moment against the closed forms and integrals of the references."""
@@ -197,6 +198,32 @@ def test_sumo_lengths_follow_their_law(cap):
     expected = 100_000 * (survival - np.append(survival[1:], 0.0))
     observed = np.histogram(lengths, np.append(edges, 10_000))[0]
     assert stats.chisquare(observed, expected).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("name", ["multilevel-russian-roulette", "multilevel-single-sample"])
+@pytest.mark.parametrize("cap", [1, 4, 10])
+def test_multilevel_pays_each_increment_its_full_weight(name, cap):
+    """sum_n pmf(n) weight_n(k) = 1 for every level k: the expectation telescopes to L_(2^(cap + 1))."""
+    estimator = estimators.get(name, cap=cap)
+    survival = estimator.survival(torch.arange(cap + 2)).numpy()
+    assert survival[0] == 1.0 and survival[-1] == 0.0
+    pmf = survival[:-1] - survival[1:]
+    paid = np.zeros(cap + 1)
+    for level in range(cap + 1):
+        paid[: level + 1] += pmf[level] * np.array(estimator.increments(level))
+    np.testing.assert_allclose(paid, 1.0, rtol=1e-12)
+
+
+def test_multilevel_costs_what_its_law_says():
+    """E[2^(N+1)] = 2 r / (1 - 2 (1 - r)) = 6 at r = 0.6, truncated here by a cap; 4.5 sigma."""
+    estimator = estimators.get("multilevel-russian-roulette", cap=6)
+    guide = POINTS[0].guide(POINTS[0].parameters["phi"])
+    draws = estimator.draws(guide, 50_000, torch.Generator().manual_seed(8))
+    sizes = np.concatenate([np.full(len(draw.rows), draw.noise.shape[1]) for draw in draws])
+    survival = estimator.survival(torch.arange(8)).numpy()
+    expected = sum((survival[n] - survival[n + 1]) * 2 ** (n + 1) for n in range(7))
+    assert abs(sizes.mean() - expected) < 4.5 * sizes.std() / math.sqrt(len(sizes))
+    assert sum((0.6 * 0.4**n) * 2 ** (n + 1) for n in range(200)) == pytest.approx(6.0)
 
 
 @pytest.mark.parametrize("cap", [1, 2])

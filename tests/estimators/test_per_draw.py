@@ -124,6 +124,17 @@ def objectives(name, log_p, log_q, z):
             return n * log_mean_exp(x) - (n - 1) * torch.stack(out).mean(0)
 
         theta, phi, value = jack(log_w_model), jack(log_w), jack(numbers)
+    elif name.startswith("multilevel"):  # four samples: level 1 was drawn
+
+        def multilevel(x):
+            top = log_mean_exp(x) - 0.5 * (log_mean_exp(x[:2]) + log_mean_exp(x[2:]))
+            if name == "multilevel-single-sample":
+                return x.mean(0) + top / (0.6 * 0.4)
+            low = 0.5 * (log_mean_exp(x[:2]) + log_mean_exp(x[2:])) - x.mean(0)
+            return x.mean(0) + low + top / 0.4
+
+        theta, value = multilevel(log_w_model), multilevel(numbers)
+        phi = -multilevel(log_w).square()
     elif name == "sumo":
         theta, value = sumo_value(log_w_model, 1), sumo_value(numbers, 1)
         phi = -sumo_value(log_w, 1).square()
@@ -143,7 +154,7 @@ def agrees(got, expected):
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 @pytest.mark.parametrize("name", RULES)
 def test_a_weights_rule_is_the_gradient_of_its_written_out_objective(name, problem):
-    estimator = estimators.get(name, num_samples=1 if name == "sumo" else K)
+    estimator = estimators.get(name, num_samples=1 if estimators.REGISTRY[name].random_cost else K)
     noise = torch.randn(K, *problem.guide(problem.parameters["phi"]).loc.shape, dtype=torch.float64,
                         generator=torch.Generator().manual_seed(5))  # fmt: skip
     got = estimator.gradient(problem, problem.parameters, noise)
