@@ -90,7 +90,7 @@ def problems_page() -> str:
 
 def _estimator(kind: type[Estimator]) -> str:
     prose = _sections(kind)
-    estimator = kind(num_samples=max(8, kind.min_num_samples))
+    estimator = kind(num_samples=8 if kind.usual_num_samples() > 1 else 1)
     rows = []
     for block in BLOCKS:
         target = estimator.targets[block]
