@@ -13,22 +13,29 @@ import torch
 from torch import Tensor
 
 from .contract import Draw, Estimator, Guide, Refusal, Target, TotalDerivative, Weights
-from .subsets import without_each
+from .subsets import without_any
 
+MOST_SUBSETS = 20_000
 SUMO_KNEE, SUMO_DECAY = 80, 0.9
 """Luo et al.: P(N >= k) = 1/k up to k = 80, geometric with ratio 0.9 beyond."""
 
 
 @dataclass(frozen=True)
 class Jackknife(Estimator):
-    """Jackknife variational inference of first order.
+    """Jackknife variational inference of any order.
 
-    .. math:: K \\hat L_K - (K-1) \\, \\overline{\\hat L_{K-1}}, \\qquad \\hat L_S = \\log |S|^{-1} \\sum_{k \\in S} w_k
+    .. math:: \\sum_{j=0}^{m} a_j \\, \\overline{\\hat L_{K-j}}, \\qquad a_j = \\frac{(-1)^j (K-j)^m}{(m-j)! \\, j!},
+              \\qquad \\hat L_S = \\log |S|^{-1} \\sum_{k \\in S} w_k
 
-    with the mean over the K leave-one-out subsets. Total derivative, so path and score weights are opposite.
+    with the mean over all subsets of K - j samples; m = 1 gives K L_K - (K-1) L_(K-1). Total derivative.
+
+    Arguments:
+        num_samples: K > order.
+        order: m, at least 1. All subsets are formed, so K choose m must not exceed 20,000.
 
     Warning:
-        Not a bound. Its bias for log p(x) is O(K^-2) where L_K's is O(K^-1), at the price of more variance.
+        Not a bound. Its bias for log p(x) is O(K^-(m+1)) where L_K's is O(K^-1), at the price of more variance, and of
+        cancellation: coefficients grow as K^m / m!, so single precision loses the digits that orders above 1 are after.
 
     References:
         Nowozin (2018).
@@ -36,31 +43,53 @@ class Jackknife(Estimator):
     Example:
         >>> Jackknife(num_samples=2).value(torch.tensor([0.0, 0.0]))
         tensor(0.)
+        >>> Jackknife(num_samples=4, order=2).coefficients()
+        [8.0, -9.0, 2.0]
     """
+
+    num_samples: int = 2
+    order: int = 1
 
     name = "jackknife"
     family = "debiasing"
     citations = ("nowozin2018",)
     needs = frozenset({"reparameterizable"})
     min_num_samples = 2
-    num_samples: int = 2
+    version = "2"
     snr_slopes = {"theta": 0.5}
     snr_tail_ratios = {"theta": 0.5}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        K, m = self.num_samples, self.order
+        if m < 1:
+            raise Refusal(f"jackknife needs order >= 1, not {m}")
+        if m >= K or math.comb(K, m) > MOST_SUBSETS:
+            raise Refusal(
+                f"jackknife of order {m} needs num_samples > {m} with at most {MOST_SUBSETS} subsets, not {K}"
+            )
 
     @property
     def targets(self) -> dict[str, Target | None]:
         # log p(x) does not depend on phi; the phi-gradient is that of the jackknifed bound itself, which has no name here.
         return {"theta": Target("log_marginal", unbiased=False), "phi": None}
 
+    def coefficients(self) -> list[float]:
+        """a_0 ... a_m."""
+        K, m = self.num_samples, self.order
+        return [(-1) ** j * (K - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)]
+
     def value(self, log_w: Tensor) -> Tensor:
-        K = self.num_samples
-        whole = log_w.logsumexp(0) - math.log(K)
-        left_out = without_each(log_w).logsumexp(1).mean(0) - math.log(K - 1)
-        return K * whole - (K - 1) * left_out
+        total = torch.zeros_like(log_w[0])
+        for j, coefficient in enumerate(self.coefficients()):
+            bounds = without_any(log_w, j).logsumexp(1) - math.log(self.num_samples - j)
+            total = total + coefficient * bounds.mean(0)
+        return total
 
     def weights(self, log_w: Tensor) -> Weights:
-        K = self.num_samples
-        w = K * log_w.softmax(0) - (K - 1) * without_each(log_w).softmax(1).mean(0)
+        w = torch.zeros_like(log_w)
+        for j, coefficient in enumerate(self.coefficients()):
+            w = w + coefficient * without_any(log_w, j).softmax(1).mean(0)
         return TotalDerivative.of(w, model=w)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contract import Refusal, Target, Weights
 from .multisample import ImportanceWeighted
-from .subsets import without_each
+from .subsets import without_any
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class VIMCO(ImportanceWeighted):
 
     def weights(self, log_w: Tensor) -> Weights:
         K, w = self.num_samples, log_w.softmax(0)
-        others = without_each(log_w).logsumexp(1)
+        others = without_any(log_w, 1).logsumexp(1)
         if self.baseline == "arithmetic":
             replaced = others - math.log(K - 1)
         else:
@@ -138,6 +138,6 @@ class OVIS(ImportanceWeighted):
 
     def weights(self, log_w: Tensor) -> Weights:
         w = log_w.softmax(0)
-        without = log_w.logsumexp(0) - without_each(log_w).logsumexp(1)  # -log(1 - w~)
+        without = log_w.logsumexp(0) - without_any(log_w, 1).logsumexp(1)  # -log(1 - w~)
         score = without - (1 - self.gamma) * w + self.gamma * math.log(1 - 1 / self.num_samples)
         return Weights(path=None, score=score, model=w)

@@ -200,6 +200,28 @@ def test_sumo_lengths_follow_their_law(cap):
     assert stats.chisquare(observed, expected).pvalue > 1e-6
 
 
+@pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
+def test_the_jackknife_of_second_order_combines_three_bounds(problem):
+    """K = 3: a = 9/2, -4, 1/2, in value and gradient."""
+    estimator = estimators.Jackknife(num_samples=3, order=2)
+    assert estimator.coefficients() == [4.5, -4.0, 0.5]
+    mean, _ = exact_expectation(estimator, problem, problem.parameters, nodes=NODES[3])
+    bounds = [value_of(log_mean_exp, problem, k) for k in (3, 2, 1)]
+    truth = 4.5 * bounds[0] - 4.0 * bounds[1] + 0.5 * bounds[2]
+    np.testing.assert_allclose(mean.numpy(), truth, atol=1e-5 * np.linalg.norm(truth))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_jackknife_removes_powers_of_one_over_K(order):
+    """sum_j a_j = 1, and sum_j a_j (K - j)^-i = 0 for i = 1 ... m: the bias's first m terms cancel."""
+    K = 7
+    a = np.array(estimators.Jackknife(num_samples=K, order=order).coefficients())
+    n = K - np.arange(order + 1.0)
+    assert a.sum() == pytest.approx(1.0, abs=1e-9)
+    for power in range(1, order + 1):
+        assert (a * n**-power).sum() == pytest.approx(0.0, abs=1e-9)
+
+
 @pytest.mark.parametrize("name", ["multilevel-russian-roulette", "multilevel-single-sample"])
 @pytest.mark.parametrize("cap", [1, 4, 10])
 def test_multilevel_pays_each_increment_its_full_weight(name, cap):

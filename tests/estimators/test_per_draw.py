@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -318,3 +319,26 @@ def test_leave_one_out_rules_survive_a_dominating_weight_in_single_precision(nam
     for ours, theirs in zip(single, exact, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_jackknife_of_any_order_against_its_subsets(order):
+    """Bounds over all subsets, one by one."""
+    log_w = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    estimator = estimators.Jackknife(num_samples=5, order=order)
+    total = torch.zeros(2, dtype=torch.float64)
+    for j, coefficient in enumerate(estimator.coefficients()):
+        bounds = [log_mean_exp(log_w[list(kept)]) for kept in itertools.combinations(range(5), 5 - j)]
+        total = total + coefficient * torch.stack(bounds).mean(0)
+    torch.testing.assert_close(estimator.value(log_w), total)
+    ours = log_w.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(estimator.value(ours).sum(), ours)
+    torch.testing.assert_close(estimator.weights(log_w).model, slope)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "order", "part"), [(2, 2, "num_samples > 2"), (4, 0, "order"), (99, 4, "20000")]
+)
+def test_jackknife_settings_that_cannot_be(num_samples, order, part):
+    with pytest.raises(estimators.Refusal, match=part):
+        estimators.Jackknife(num_samples=num_samples, order=order)
