@@ -94,7 +94,7 @@ def test_the_counting_model_is_transparent():
     assert torch.equal(model.prior(parameters["theta"]).loc, PROBLEM.prior(parameters["theta"]).loc)
     assert model.evaluations == 45  # neither is an evaluation
     for name in estimators.names():
-        estimator = estimators.get(name, num_samples=2)
+        estimator = estimators.get(name, num_samples=estimators.REGISTRY[name].usual_num_samples())
         guide = PROBLEM.guide(parameters["phi"])
         noise = estimator.draws(guide, 1, torch.Generator().manual_seed(1))[0].noise[0]
         ours, theirs = (estimator.gradient(each, parameters, noise) for each in (CountingModel(PROBLEM), PROBLEM))

@@ -138,7 +138,7 @@ def test_vmapped_gradient_is_plain_autograd_of_the_objective(problem, name):
 @pytest.mark.parametrize("name", estimators.names())
 def test_every_estimator_works_on_it(name):
     problem = DigitsVAE(**TINY, checkpoint="start")
-    estimator = estimators.get(name, num_samples=2)
+    estimator = estimators.get(name, num_samples=estimators.REGISTRY[name].usual_num_samples())
     assert estimator.refuses(problem) is None
     rows = replicates.stacked(estimator, problem, problem.parameters, 3, torch.Generator().manual_seed(0))
     assert rows.dtype == torch.float32 and bool(rows.isfinite().all()) and rows[0].norm() > 0
