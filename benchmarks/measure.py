@@ -46,9 +46,16 @@ def run_cell(cell: dict[str, Any], plugins: tuple[str, ...] = (), folder: str | 
         facts = {"status": "refused", "reason": str(problem)}
     except Exception as problem:
         reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-        facts = {"status": "error", "reason": reason, "traceback": traceback.format_exc(limit=-8)}
+        facts = {"status": "error", "reason": reason, "traceback": frames(problem)}
     record = Record(id=identity.id, cell=identity, seconds=time.perf_counter() - start, **facts)
     return record.model_dump(mode="json")
+
+
+def frames(problem: Exception) -> str:
+    """The last eight frames of a traceback, files by their names alone: a record tells nobody where a user's home is."""
+    last = traceback.extract_tb(problem.__traceback__)[-8:]
+    lines = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}" for frame in last]
+    return "\n".join([*lines, *traceback.format_exception_only(problem)])
 
 
 def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def test_error(plugin):
     record = run(GAUSSIAN, "Raises", plugins=(plugin,))
     assert record.status == "error" and record.reason == "ArithmeticError: nothing to be had"
     assert "weights" in record.traceback and not record.blocks
+    assert "/" not in record.traceback.split("\n")[0].split(":")[0]  # files by name, no folder
 
 
 def test_nonfinite(plugin):
