@@ -90,7 +90,6 @@ def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[s
             truth=truths[block],
             dimensions=sizes[block],
             nonfinite=moments.nonfinite,
-            # theta's claim is for the gradient and the value; phi's moments are at most theirs
             declared_finite=estimator.variance_exists,
             resolution=resolution,
             exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),

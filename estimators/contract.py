@@ -199,7 +199,7 @@ class Estimator(ABC):
 
     @property
     def variance_exists(self) -> bool:
-        """Whether the estimate has a finite variance on every model whose log-density is at most quadratic."""
+        """``False`` where no model gives the estimate a finite variance; ``True`` leaves it to the model, and to the data."""
         return True
 
     def snr_slope(self, block: str, tail_ratio: float | None) -> float | None:

@@ -80,14 +80,15 @@ def _spread(weight: Tensor | float | None, log_w: Tensor, points: int) -> Tensor
 def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple[Tensor, Tensor | None]:
     """The cotangent of log p, and the ratio that turns the resulting z-gradient into the path's (``None``: one).
 
-    A model weight that is zero where the path weight is not is nudged by an amount that is lost in rounding.
+    A model weight that is zero, or so small that dividing by it would overflow, gives way to an amount that is lost in
+    rounding, wherever the path needs it.
     """
     if path is None:
         return (torch.zeros_like(log_w) if model is None else model), None
     if model is None or model is path:
         return path, None
     tiny = torch.finfo(log_w.dtype).tiny ** 0.5
-    model = torch.where((model == 0) & (path != 0), tiny, model)
+    model = torch.where((model.abs() < tiny) & (path != 0), tiny, model)
     return model, torch.where(path == 0, 0.0, path / torch.where(model == 0, 1.0, model))
 
 

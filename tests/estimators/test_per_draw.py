@@ -342,3 +342,19 @@ def test_jackknife_of_any_order_against_its_subsets(order):
 def test_jackknife_settings_that_cannot_be(num_samples, order, part):
     with pytest.raises(estimators.Refusal, match=part):
         estimators.Jackknife(num_samples=num_samples, order=order)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_path_weights_survive_where_model_weights_underflow(dtype):
+    """PIWAE's groups weigh what the whole does not: w~ is denormal or zero for one of them, half for its own group."""
+    problem = Gaussian1D(loc=0.0, scale=1.0, x=0.0, prior_loc=0.0, dtype=dtype)
+    for far in (9.0, 13.0, 13.5, 14.0, 20.0, 38.0, 60.0):  # w~ from 1e-18 down to below the smallest double
+        noise = torch.tensor([0.1, -0.2, far, far], dtype=torch.float64).reshape(4, 1, 1)
+        got = estimators.PIWAE(num_samples=4).gradient(problem, problem.parameters, noise.to(problem.data.dtype))
+        p = leaves(Gaussian1D(loc=0.0, scale=1.0, x=0.0, prior_loc=0.0))
+        log_p, log_q, z = parts(problem, p, noise)
+        log_w = log_p(z) - log_q(z)
+        phi = 0.5 * (log_mean_exp(log_w[:2]) + log_mean_exp(log_w[2:])).mean()
+        expected = torch.autograd.grad(phi, list(p["phi"].values()))
+        for leaf, truth in zip(got.phi.values(), expected, strict=True):
+            torch.testing.assert_close(leaf.double(), truth, rtol=1e-4 if dtype == "float32" else 1e-9, atol=1e-6)
