@@ -21,9 +21,10 @@ PANEL = (
     "gaussian-1d[loc=1.6,scale=0.8,x=1.5,prior_loc=0.5]",
     "linear-gaussian[dim=3,data_dim=4,seed=1]",
     "rainforth[dim=3,points=2,perturbation=0.5,seed=1]",
+    "sigmoid-belief-net[dim=3,data_dim=4,seed=2]",
 )
 """Where estimators are checked unless problems are named: q narrower and wider than the posterior (rho 0.72, 2.42, 1.28 and
-4/3), no gradient component near zero, several dimensions, several data points."""
+4/3), no gradient component near zero, several dimensions, several data points, and discrete latents."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,14 @@ class CountingModel(LatentModel):
     def guide(self, phi: Block) -> Guide:
         return self.model.guide(phi)
 
+    @property
+    def data(self) -> Tensor:
+        return self.model.data
+
+    def simulate(self, theta: Block, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Any, LatentModel]:
+        z, drawn = self.model.simulate(theta, shape, generator)
+        return z, drawn
+
     def prior(self, theta: Block) -> Guide:
         return self.model.prior(theta)
 

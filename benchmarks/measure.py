@@ -73,6 +73,8 @@ def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[s
     reason = estimator.refuses(problem)
     if reason is not None:
         return {**facts, "status": "refused", "reason": reason}
+    learning = generator(problem.device, "warm-up", problem.spec, cell.estimator, cell.num_samples, cell.seed)
+    estimator = replicates.warmed_up(estimator, problem, problem.parameters, learning)
     truths = {block: truth(problem, estimator, block, cell.replicates) for block in ("value", *BLOCKS)}
     sizes = block_sizes(problem)
     centres = {

@@ -20,13 +20,15 @@ import torch
 
 import estimators
 from estimators import BLOCKS, Estimator, Refusal, Target, Weights
-from estimators.contract import TargetName
+from estimators.contract import MULTI_SAMPLE, TargetName
 
 from . import problems
 from .problems import Problem
 from .specs import SpecError, canonical, convert, nearest, parse
 
 TARGETS: tuple[str, ...] = get_args(TargetName)
+WITH_SETTING = frozenset({"renyi", "ciwae", "jackknife", "f_divergence", "tvo", "relaxed_elbo"})
+"""Targets that are a family, with a number or a name for each member."""
 
 
 class Registry:
@@ -114,7 +116,8 @@ def _make(kind: type[Estimator], num_samples: int, raw: Mapping[str, str]) -> Es
 
 
 def _is_target(claim: object) -> bool:
-    return isinstance(claim, Target) and claim.name in TARGETS and (claim.name != "iwae" or bool(claim.num_samples))
+    whole = isinstance(claim, Target) and claim.name in TARGETS
+    return whole and (claim.name not in MULTI_SAMPLE or bool(claim.num_samples))  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=16)
@@ -260,15 +263,28 @@ def rule(function: Callable[..., Any]) -> type[Estimator]:
     return Rule
 
 
-def target(name: str, num_samples: int | None) -> Target:
-    """A target by name; ``iwae`` takes the number of samples.
+def target(text: str, num_samples: int | None) -> Target:
+    """A target by name, with its setting in brackets where it has one: ``iwae``, ``renyi[setting=0.5]``.
 
     Raises:
-        SpecError: for an unknown name.
+        SpecError: for an unknown name, or a setting that is missing or not wanted.
     """
+    name, raw = parse(text)
     if name not in TARGETS:
         raise SpecError(f"no target {name!r}; {nearest(name, TARGETS)}")
-    return Target(name, num_samples if name == "iwae" else None)  # type: ignore[arg-type]
+    given = set(raw)
+    wanted = {"setting"} if name in WITH_SETTING else set()
+    if given != wanted:
+        raise SpecError(f"target {name} takes {'[setting=...]' if wanted else 'no setting'}, not {text!r}")
+    setting = None if not raw else float(raw["setting"]) if _is_number(raw["setting"]) else raw["setting"]
+    return Target(name, num_samples if name in MULTI_SAMPLE else None, setting=setting)  # type: ignore[arg-type]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) - float(text) == 0
+    except ValueError:
+        return False
 
 
 __all__ = ["Refusal", "Registry", "check_device", "estimator_spec", "load", "named", "target"]

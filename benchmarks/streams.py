@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from estimators import Parameters
+from estimators.trees import tree_leaves
 
 from .problems.problem import Problem
 from .records import canonical_json
@@ -32,6 +33,6 @@ def batch_rows(problem: Problem, num_samples: int) -> int:
     size = sum(leaf.numel() for block in parameters.values() for leaf in block.values())
     with torch.no_grad():
         guide = problem.guide(parameters["phi"])
-        noise = guide.noise((1,), torch.Generator(problem.device)).numel()
+        noise = sum(leaf.numel() for leaf in tree_leaves(guide.noise((1,), torch.Generator(problem.device))))
     per_replicate = num_samples * (8 * noise + problem.data.numel()) + size
     return int(min(max(WORKING_SET // per_replicate, 1), 2048))

@@ -24,6 +24,13 @@ TARGETS = {
     "iwae": r"\(\mathcal{L}_K\), the bound of \(K\) samples",
     "log_marginal": r"\(\log p(x)\)",
     "forward_kl": r"\(-\mathrm{KL}(p(z \mid x) \,\|\, q)\)",
+    "renyi": r"the Rényi bound of \(K\) samples",
+    "ciwae": r"\(\beta\) ELBO \(+ (1 - \beta) \mathcal{L}_K\)",
+    "jackknife": r"the jackknifed bound of \(K\) samples",
+    "f_divergence": r"\(E_q F(\log w)\)",
+    "tvo": "the thermodynamic variational objective",
+    "relaxed_elbo": "the ELBO with relaxed latents",
+    "sleep": r"\(E_{p(x)} E_{p(z \mid x)} \log q(z \mid x)\)",
 }
 FAMILIES = {
     "elbo": "The evidence lower bound",

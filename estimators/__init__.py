@@ -23,6 +23,7 @@ from .contract import (
     Weights,
 )
 from .debiasing import SUMO, Jackknife
+from .discrete_guides import Bernoulli, Categorical
 from .elbo import (
     LeaveOneOut,
     Reparameterization,
@@ -96,8 +97,10 @@ __all__ = [
     "REGISTRY",
     "SUMO",
     "VIMCO",
+    "Bernoulli",
     "Block",
     "BonnetPrice",
+    "Categorical",
     "DReG",
     "DiagonalGaussian",
     "Draw",

@@ -1,13 +1,14 @@
 """The contract: what a model, a guide and an estimator are, and nothing else.
 
 Shapes, used everywhere: ``K`` samples per estimate, ``*batch`` data points, ``*event`` one latent. A latent ``z`` is
-``(K, *batch, *event)``, log-weights are ``(K, *batch)``. Objectives are *averaged* over the data points and maximised.
+``(K, *batch, *event)``, or a tuple or dict of such tensors where there are several stochastic layers; log-weights are
+``(K, *batch)``. Objectives are *averaged* over the data points and maximised.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -19,13 +20,27 @@ Block: TypeAlias = dict[str, Tensor]
 Parameters: TypeAlias = dict[str, Block]
 """``{"theta": model parameters, "phi": guide parameters}``."""
 
+Latent: TypeAlias = Any
+"""One tensor ``(..., *batch, *event)``, or a tuple or dict of them: one for each stochastic layer."""
+
 BLOCKS = ("theta", "phi")
-TargetName = Literal["elbo", "iwae", "log_marginal", "forward_kl"]
+TargetName = Literal[
+    "elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "f_divergence", "tvo",
+    "relaxed_elbo", "sleep",
+]  # fmt: skip
+MULTI_SAMPLE = frozenset({"iwae", "renyi", "ciwae", "jackknife"})
+"""Targets that are another quantity for every number of samples."""
 NEEDS = {
     "reparameterizable": "z must be a differentiable function of noise and phi",
     "twice_differentiable": "log p(x, z) must have continuous first derivatives in z (no ReLU kinks)",
     "gaussian": "the guide must be a diagonal Gaussian",
     "analytic_kl": "the model must give its prior and its likelihood apart, with a closed-form KL(q || prior)",
+    "bernoulli": "the guide must be a product of Bernoulli variables",
+    "categorical": "the guide must be a product of categorical variables",
+    "enumerable": "the guide must have so few states that they can be summed over",
+    "relaxable": "log p(x, z) must be defined and differentiable between the discrete values of z",
+    "data": "the model must give its data as a matrix, one row for each data point",
+    "simulable": "the model must draw data of its own, and give its guide for them",
 }
 
 
@@ -38,15 +53,21 @@ class Target:
     """The quantity whose gradient a block of the estimate is compared with, and what is claimed about it.
 
     ``elbo``: E_q log w. ``iwae``: E log (1/K) sum_k w_k, for ``num_samples`` K. ``log_marginal``: log p(x).
-    ``forward_kl``: -KL(p(z|x) || q), a target of phi alone.
+    ``forward_kl``: -KL(p(z|x) || q), a target of phi alone. ``renyi``: E (1 - a)^-1 log (1/K) sum_k w_k^(1 - a) for
+    ``setting`` a. ``ciwae``: b ELBO + (1 - b) L_K for ``setting`` b. ``jackknife``: the jackknifed bound of order
+    ``setting`` from K samples. ``f_divergence``: E_q F(log w), F named by ``setting``. ``tvo``: the left Riemann sum of the
+    thermodynamic integral over ``setting`` intervals. ``relaxed_elbo``: the ELBO with z relaxed at temperature
+    ``setting``. ``sleep``: E_p(x) E_p(z|x) log q(z|x), over data of the model, a target of phi alone.
     """
 
     name: TargetName
     num_samples: int | None = None
     unbiased: bool = True
+    setting: float | str | None = None
 
     def __str__(self) -> str:
-        return self.name if self.num_samples is None else f"{self.name}-{self.num_samples}"
+        text = self.name if self.num_samples is None else f"{self.name}-{self.num_samples}"
+        return text if self.setting is None else f"{text}({self.setting})"
 
 
 class Weights(NamedTuple):
@@ -96,17 +117,19 @@ class Guide(ABC):
     """A density q_phi(z | x), built from phi, that can be sampled by transforming explicit noise."""
 
     reparameterizable: ClassVar[bool]
+    noise_law: ClassVar[Literal["normal", "uniform", "own"]] = "normal"
+    """Of each number in the noise, all independent: standard normal, uniform on (0, 1), or one that schemes cannot shape."""
 
     @abstractmethod
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Any:
         """Base randomness of ``shape`` draws: ``(*shape, *batch, *event)``, free of phi."""
 
     @abstractmethod
-    def transform(self, noise: Any) -> Tensor:
+    def transform(self, noise: Any) -> Latent:
         """Latents ``(..., *batch, *event)`` from noise; differentiable in phi where ``reparameterizable``."""
 
     @abstractmethod
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_prob(self, z: Latent) -> Tensor:
         """log q(z | x), ``(..., *batch)``."""
 
     def log_prob_transformed(self, noise: Any) -> Tensor:
@@ -115,7 +138,18 @@ class Guide(ABC):
 
     @abstractmethod
     def detach(self) -> Guide:
-        """The same density with phi held constant (q-bar): gradients flow to z alone."""
+        """The same density with phi held constant (q-bar): gradients flow to z alone.
+
+        Where a deeper layer's density is conditioned on a shallower layer's z, that dependence stays live.
+        """
+
+    def states(self) -> Latent:
+        """Every value of one data point's latent, ``(S, *event)``, for guides of models that offer ``enumerable``."""
+        raise NotImplementedError(f"{type(self).__name__} has no list of states")
+
+    def edges(self) -> Tensor:
+        """Where z jumps as its uniform noise rises, ``(E, *batch, *noise)``, and the mirror images of these places."""
+        raise NotImplementedError(f"{type(self).__name__} has no edges")
 
 
 class LatentModel(ABC):
@@ -125,7 +159,7 @@ class LatentModel(ABC):
     """Which of :data:`NEEDS` this model meets."""
 
     @abstractmethod
-    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+    def log_joint(self, theta: Block, z: Latent) -> Tensor:
         """log p(x, z), ``(..., *batch)`` for z of shape ``(..., *batch, *event)``, any leading dimensions."""
 
     @abstractmethod
@@ -136,16 +170,27 @@ class LatentModel(ABC):
         """p_theta(z), for models that offer ``analytic_kl``."""
         raise NotImplementedError(f"{type(self).__name__} does not give its prior apart")
 
-    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+    def log_likelihood(self, theta: Block, z: Latent) -> Tensor:
         """log p_theta(x | z), shaped as :meth:`log_joint`, for models that offer ``analytic_kl``."""
         raise NotImplementedError(f"{type(self).__name__} does not give its likelihood apart")
+
+    @property
+    def data(self) -> Tensor:
+        """x, ``(points, data_dim)``, for models that offer ``data``."""
+        raise NotImplementedError(f"{type(self).__name__} does not give its data")
+
+    def simulate(self, theta: Block, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Latent, LatentModel]:
+        """Latents ``(*shape, *batch, *event)`` from the prior and this model with data drawn given them (``simulable``)."""
+        raise NotImplementedError(f"{type(self).__name__} does not draw data")
 
 
 @dataclass(frozen=True)
 class Estimator(ABC):
     """A Monte Carlo estimator of a gradient, in ascent direction, from ``num_samples`` samples of the guide.
 
-    Most estimators are one rule, :meth:`weights`. One that does not fit overrides :meth:`gradient`, and says so.
+    Most estimators are one rule, :meth:`weights`. One that does not fit overrides :meth:`gradient`, and says so. What an
+    estimator learns as it goes (a baseline, a control variate) is its ``state``: :meth:`adapted` gives a new estimator that
+    has seen one more draw, and no estimator ever changes.
 
     Example:
         >>> import torch
@@ -164,6 +209,7 @@ class Estimator(ABC):
     """
 
     num_samples: int = 1
+    state: Block | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     name: ClassVar[str] = ""
     family: ClassVar[str] = ""
@@ -173,6 +219,8 @@ class Estimator(ABC):
     version: ClassVar[str] = "1"
     random_cost: ClassVar[bool] = False
     """Whether replicates draw different numbers of samples."""
+    warm_up: ClassVar[int] = 0
+    """Draws that it learns from before it is measured, with its state frozen from then on; 0 for those that learn nothing."""
     snr_slopes: ClassVar[dict[str, float]] = {}
     """Theory's exponents of the signal-to-noise ratio in K, by block, where the weights have the moments it needs."""
     snr_tail_ratios: ClassVar[dict[str, float]] = {}
@@ -221,6 +269,10 @@ class Estimator(ABC):
         """Noise for ``replicates`` independent estimates, grouped by their number of samples."""
         rows = torch.arange(replicates)
         return [Draw(rows, guide.noise((replicates, self.num_samples), generator))]
+
+    def adapted(self, model: LatentModel, parameters: Parameters, noise: Any) -> Estimator:
+        """This estimator after it has learnt from one draw, to be used on the next: never on the same one, which biases."""
+        return self
 
     def gradient(self, model: LatentModel, parameters: Parameters, noise: Any) -> Gradient:
         """One estimate of value and gradient from the noise of one replicate."""

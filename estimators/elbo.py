@@ -152,8 +152,8 @@ class ReparameterizationAnalyticKL(ElboEstimator):
         Kingma & Welling (2014), appendix B.
 
     Example:
-        >>> ReparameterizationAnalyticKL().targets["phi"]
-        Target(name='elbo', num_samples=None, unbiased=True)
+        >>> str(ReparameterizationAnalyticKL().targets["phi"]), ReparameterizationAnalyticKL().targets["phi"].unbiased
+        ('elbo', True)
     """
 
     name = "reparameterization-analytic-kl"

@@ -70,8 +70,8 @@ class IWAEStickingTheLanding(ImportanceWeighted):
         Roeder, Wu & Duvenaud (2017); Tucker et al. (2019) and Finke & Thiery (2019) for the bias.
 
     Example:
-        >>> IWAEStickingTheLanding(num_samples=2).targets["phi"]
-        Target(name='iwae', num_samples=2, unbiased=False)
+        >>> str(IWAEStickingTheLanding(num_samples=2).targets["phi"]), IWAEStickingTheLanding(num_samples=2).targets["phi"].unbiased
+        ('iwae-2', False)
     """
 
     name = "iwae-stl"
@@ -154,8 +154,8 @@ class MIWAE(_Grouped):
         Rainforth et al. (2018), section 4.
 
     Example:
-        >>> MIWAE(num_samples=8, groups=4).targets["phi"]
-        Target(name='iwae', num_samples=2, unbiased=True)
+        >>> str(MIWAE(num_samples=8, groups=4).targets["phi"]), MIWAE(num_samples=8, groups=4).targets["phi"].unbiased
+        ('iwae-2', True)
     """
 
     name = "miwae"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from .contract import BLOCKS, Estimator, Gradient, LatentModel, Parameters
+from .trees import tree_map
 
 
 def coordinates(parameters: Parameters) -> list[tuple[str, str, int]]:
@@ -50,6 +51,20 @@ def stacked(
         out[draw.rows.to(rows.device)] = rows
     assert out is not None
     return out
+
+
+def warmed_up(
+    estimator: Estimator, model: LatentModel, parameters: Parameters, generator: torch.Generator
+) -> Estimator:
+    """The estimator after it has learnt from ``warm_up`` draws; itself if it learns nothing, or was warmed up before."""
+    if not estimator.warm_up or estimator.state is not None:
+        return estimator
+    with torch.no_grad():
+        guide = model.guide(parameters["phi"])
+    for _ in range(estimator.warm_up):
+        for draw in estimator.draws(guide, 1, generator):
+            estimator = estimator.adapted(model, parameters, tree_map(lambda leaf: leaf[0], draw.noise))
+    return estimator
 
 
 def batches(

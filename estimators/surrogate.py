@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from .contract import Gradient, LatentModel, Parameters, TotalDerivative
+from .trees import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from .contract import Block, Estimator
@@ -38,7 +39,7 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
     def surrogate(phi: Block) -> tuple[Tensor, tuple[Tensor, Block]]:
         guide = model.guide(phi)
         z = guide.transform(noise)
-        held = z.detach()
+        held = tree_map(torch.Tensor.detach, z)
         log_q = guide.log_prob_transformed(noise)
         log_p, pull_back = vjp(model.log_joint, theta, held)  # type: ignore[misc]
         log_w = (log_p - log_q).detach()
@@ -54,8 +55,9 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
             theta_gradient = {name: torch.zeros_like(leaf) for name, leaf in theta.items()}
         total = log_w.new_zeros(())
         if path is not None:
-            along = z_gradient if ratio is None else _append_dims(ratio, z) * z_gradient
-            total = total + (along * z).sum()
+            for layer, slope in zip(tree_leaves(z), tree_leaves(z_gradient), strict=True):
+                along = slope if ratio is None else append_dims(ratio, layer) * slope
+                total = total + (along * layer).sum()
             if isinstance(weights, TotalDerivative):
                 total = total - (path * log_q).sum()
             else:
@@ -92,6 +94,6 @@ def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple
     return model, torch.where(path == 0, 0.0, path / torch.where(model == 0, 1.0, model))
 
 
-def _append_dims(weight: Tensor, z: Tensor) -> Tensor:
+def append_dims(weight: Tensor, z: Tensor) -> Tensor:
     """``(K, *batch)`` as ``(K, *batch, 1, ...)``, to multiply ``(K, *batch, *event)``."""
     return weight.reshape(weight.shape + (1,) * (z.ndim - weight.ndim))

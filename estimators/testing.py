@@ -16,10 +16,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from .contract import BLOCKS, Block, Estimator, LatentModel, Parameters
-from .replicates import coordinates, flatten, stacked
+from .quadrature import exact_expectation, gauss_hermite
+from .replicates import coordinates, stacked, warmed_up
 
 Outcome = Literal["PASS", "BIASED", "INCONCLUSIVE", "HEAVY_TAIL", "NONFINITE", "NOT_IID"]
 Truth = Mapping[str, "float | Block"]
@@ -119,6 +119,8 @@ def check_unbiased(
     if not estimator.variance_exists:
         return Finding("HEAVY_TAIL", "the estimator declares that its variance does not exist")
     seeds = random.Random(seed)
+    learning = torch.Generator(_device(parameters)).manual_seed(random.Random(f"warm-up {seed}").getrandbits(62))
+    estimator = warmed_up(estimator, model, parameters, learning)
 
     def stream() -> Iterator[Tensor]:
         generator = torch.Generator(_device(parameters)).manual_seed(seeds.getrandbits(62))
@@ -338,44 +340,13 @@ def _log_cosh(x: Tensor) -> Tensor:
     return x.abs() + torch.nn.functional.softplus(-2 * x.abs()) - math.log(2)
 
 
-def gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights for the expectation over a standard normal, float64 (Golub & Welsch, 1969).
-
-    Example:
-        >>> x, w = gauss_hermite(10)
-        >>> round(float((w * x**4).sum()), 12)
-        3.0
-    """
-    off_diagonal = torch.arange(1, nodes, dtype=torch.float64).sqrt()
-    values, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
-    return values, vectors[0].square()
-
-
-def exact_expectation(
-    estimator: Estimator, model: LatentModel, parameters: Parameters, *, nodes: int = 60
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance of an estimator by Gauss-Hermite quadrature over *all* of its standard normal noise.
-
-    For smooth rules and at most three noise dimensions in all (K times the latent's size); nothing is sampled.
-
-    Returns:
-        mean and variance, each ``(1 + P,)``, columns as in :func:`estimators.replicates.flatten`.
-
-    Raises:
-        ValueError: if the estimator draws other noise than the guide's, or more than three dimensions of it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    guide = model.guide(parameters["phi"])
-    draws = estimator.draws(guide, 1, generator)
-    shape = draws[0].noise.shape[1:]
-    if estimator.random_cost or math.prod(shape) > 3:
-        raise ValueError(f"{estimator.label()}: noise of shape {tuple(shape)} is too large for quadrature")
-    x, w = gauss_hermite(nodes)
-    dimensions = math.prod(shape)
-    grid = torch.cartesian_prod(*[x] * dimensions).reshape(-1, *shape)
-    weight = torch.cartesian_prod(*[w] * dimensions).reshape(len(grid), -1).prod(1)
-    kept = weight > 1e-30
-    grid, weight = grid[kept], weight[kept]
-    rows = flatten(vmap(lambda noise: estimator.gradient(model, parameters, noise))(grid), parameters)
-    mean = weight @ rows
-    return mean, weight @ (rows - mean).square()
+__all__ = [
+    "Finding",
+    "Outcome",
+    "Truth",
+    "assert_unbiased",
+    "check_stream",
+    "check_unbiased",
+    "exact_expectation",
+    "gauss_hermite",
+]

@@ -79,11 +79,11 @@ class Problem(LatentModel):
         return None
 
     def reference(self, target: Target, found: Mapping[str, Any], method: str) -> Reference:
-        """A reference from numbers by parameter name, and ``value``; ``forward_kl`` has none for theta."""
+        """A reference from numbers by parameter name, and ``value``; targets of phi alone have none for theta."""
         gradient = {
             block: {name: self.tensor(found[name]).reshape(leaf.shape) for name, leaf in leaves.items()}
             for block, leaves in self.parameters.items()
-            if block == "phi" or target.name != "forward_kl"
+            if block == "phi" or target.name not in ("forward_kl", "sleep")
         }
         return Reference(float(found["value"]), gradient, method)
 

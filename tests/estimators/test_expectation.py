@@ -21,6 +21,10 @@ POINTS = [
     Gaussian1D(loc=-1.4, scale=1.1, x=-1.3, prior_loc=-0.3),  # rho = 2.42
     Gaussian1D(loc=1.6, scale=0.8, x=1.5, prior_loc=0.5),  # rho = 1.28
 ]
+ELBO = ["score-function", "leave-one-out", "reparameterization", "reparameterization-analytic-kl", "sticking-the-landing",
+        "bonnet-price"]  # fmt: skip
+MULTI_SAMPLE = ["iwae", "dreg", "multi-sample-score", "vimco", "ovis"]
+WAKE = ["reweighted-wake-sleep", "reweighted-wake-sleep-dreg"]
 WITHOUT_EXACT_VARIANCE = {"multi-sample-score", "vimco", "ovis", "miwae", "piwae", "reweighted-wake-sleep-dreg"}
 NODES = {1: 80, 2: 140, 3: 60}
 
@@ -67,7 +71,7 @@ def mean_of(name, problem, num_samples):
 @pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
 @pytest.mark.parametrize(
     ("name", "num_samples"),
-    pairs([n for n in estimators.names() if estimators.REGISTRY[n].family == "elbo"], [1, 2, 3]),
+    pairs(ELBO, [1, 2, 3]),
 )
 def test_the_elbo_family_is_unbiased(name, num_samples, problem):
     truth = value_of(lambda log_w: log_w.mean(0), problem, 1)
@@ -75,9 +79,7 @@ def test_the_elbo_family_is_unbiased(name, num_samples, problem):
 
 
 @pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
-@pytest.mark.parametrize(
-    ("name", "num_samples"), pairs(["iwae", "dreg", "multi-sample-score", "vimco", "ovis"], [1, 2, 3])
-)
+@pytest.mark.parametrize(("name", "num_samples"), pairs(MULTI_SAMPLE, [1, 2, 3]))
 def test_the_multi_sample_family_is_unbiased(name, num_samples, problem):
     truth = value_of(log_mean_exp, problem, num_samples)
     np.testing.assert_allclose(mean_of(name, problem, num_samples), truth, atol=1e-6 * np.linalg.norm(truth))
@@ -144,7 +146,7 @@ def test_the_bias_of_sticking_the_landing_is_the_wake_phi_direction(num_samples,
 @pytest.mark.parametrize("problem", POINTS, ids=lambda p: p.spec)
 @pytest.mark.parametrize(
     ("name", "num_samples"),
-    pairs([n for n in estimators.names() if not estimators.REGISTRY[n].random_cost and n != "jackknife"], [1, 2]),
+    pairs([*ELBO, *MULTI_SAMPLE, "iwae-stl", "miwae", "piwae", *WAKE], [1, 2]),
 )
 def test_variances_are_the_exact_ones(name, num_samples, problem):
     """Quadrature of the estimator's second moment against the closed forms and integrals of the references."""

@@ -11,35 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from planting import SEEDS, assert_found, assert_passes, judged, mutant, problems, scaled
 
 import estimators
-from benchmarks.check import PANEL, check, exit_code
-from benchmarks.registry import Registry
+from benchmarks.check import check, exit_code
 from estimators import DiagonalGaussian, Target, Weights
-
-SEEDS = (0, 1, 2)
-
-
-def mutant(base: str, change, **attributes):
-    """A subclass of a registered estimator whose weights are changed by a function of (self, log_w, weights)."""
-    kind = estimators.REGISTRY[base]
-
-    @dataclass(frozen=True)
-    class Mutant(kind):
-        def weights(self, log_w):
-            return change(self, log_w, super().weights(log_w))
-
-    for name, value in attributes.items():
-        setattr(Mutant, name, value)
-    return Mutant
-
-
-def scaled(block: str, factor: float):
-    def change(self, log_w, weights):
-        return weights._replace(**{name: getattr(weights, name) * factor for name in ("path", "score", "model")
-                                   if getattr(weights, name) is not None and (name == "model") == (block == "theta")})  # fmt: skip
-
-    return change
 
 
 def half_level(self, log_w, weights):
@@ -217,45 +193,36 @@ HARMLESS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def problems():
-    registry = Registry()
-    return [registry.problem(each) for each in PANEL]
-
-
 def build(kind):
     return kind(num_samples=1, cap=4) if issubclass(kind, estimators.SUMO) else kind(num_samples=2)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_planted_defect_is_found(name, seed, problems):
+def test_a_planted_defect_is_found(name, seed):
     """Power: every mutant's bias is at least the test's effect somewhere on the panel, so a miss has probability < 1 %."""
-    found = check(build(MUTANTS[name]), problems, override=None, seed=seed, max_draws=2_000_000)
-    assert exit_code(found) == 1, [str(each.finding) for each in found]
+    assert_found(build(MUTANTS[name]), seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", HARMLESS)
-def test_a_harmless_edit_passes(name, seed, problems):
+def test_a_harmless_edit_passes(name, seed):
     """False alarms: 1e-9 a check."""
-    found = check(build(HARMLESS[name]), problems, override=None, seed=seed, max_draws=2_000_000)
-    assert exit_code(found) == 0, [str(each.finding) for each in found]
+    assert_passes(build(HARMLESS[name]), seed)
 
 
-def test_the_canary_dies(problems):
+def test_the_canary_dies():
     """A mutant so plain that, should it live, nothing above means anything."""
 
     class Canary(estimators.Reparameterization):
         def weights(self, log_w):
             return Weights(*(-v for v in super().weights(log_w)))
 
-    assert exit_code(check(Canary(), problems, override=None, seed=0, max_draws=100_000)) == 1
+    assert judged(Canary(), 0)[0] == 1
 
 
-def test_biased_by_design_is_found_and_its_target_override_passes(problems):
-    """The same draws are judged by what they are said to be: RWS's theta is right for L_K, its phi wrong for the ELBO."""
-    found = check(estimators.IWAE(num_samples=2), problems, override=Target("elbo"), seed=0, max_draws=200_000)
-    assert exit_code(found) == 1
-    found = check(estimators.IWAE(num_samples=2), problems, override=Target("iwae", 2), seed=0, max_draws=2_000_000)
-    assert exit_code(found) == 0
+def test_biased_by_design_is_found_and_its_target_override_passes():
+    """The same draws are judged by what they are said to be: IWAE's are wrong for the ELBO, right for L_K."""
+    for target, max_draws, code in ((Target("elbo"), 200_000, 1), (Target("iwae", 2), 2_000_000, 0)):
+        found = check(estimators.IWAE(num_samples=2), problems(), override=target, seed=0, max_draws=max_draws)
+        assert exit_code(found) == code

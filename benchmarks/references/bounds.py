@@ -1,0 +1,61 @@
+"""Targets as what they are by definition: functions of the log-weights of K samples, to be averaged over the samples.
+
+Written from the definitions, plainly and slowly, and never used by an estimator: what is judged does not judge itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from estimators import Target
+
+DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": lambda t: t,
+    "chi-square": lambda t: 1 - t.exp(),
+    "hellinger": lambda t: 2 * (1 - (-t / 2).exp()),
+    "jensen-shannon": lambda t: math.log(2) - torch.nn.functional.softplus(-t),
+}
+"""F of the ``f_divergence`` target E_q F(log w), increasing functions of log w, by name."""
+
+
+def bound(target: Target) -> tuple[int, Callable[[Tensor], Tensor]] | None:
+    """The number of samples and the function of log-weights ``(K, ...)`` whose mean is the target; ``None`` for others."""
+    K, setting = target.num_samples or 1, target.setting
+    if target.name == "elbo":
+        return 1, lambda log_w: log_w.mean(0)
+    if target.name == "iwae":
+        return K, log_mean
+    if target.name == "renyi":
+        alpha = float(setting or 0.0)
+        if alpha == 1.0:
+            return K, lambda log_w: log_w.mean(0)
+        return K, lambda log_w: log_mean((1 - alpha) * log_w) / (1 - alpha)
+    if target.name == "ciwae":
+        beta = float(setting or 0.0)
+        return K, lambda log_w: beta * log_w.mean(0) + (1 - beta) * log_mean(log_w)
+    if target.name == "jackknife":
+        return K, lambda log_w: jackknife(log_w, int(setting or 1))
+    if target.name == "f_divergence" and setting in DIVERGENCES:
+        return 1, lambda log_w: DIVERGENCES[str(setting)](log_w).mean(0)
+    return None
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """log of the mean of exp along the first axis."""
+    return log_w.logsumexp(0) - math.log(log_w.shape[0])
+
+
+def jackknife(log_w: Tensor, order: int) -> Tensor:
+    """Nowozin's combination, subset by subset."""
+    K = log_w.shape[0]
+    total = torch.zeros_like(log_w[0])
+    for j in range(order + 1):
+        coefficient = (-1) ** j * (K - j) ** order / (math.factorial(order - j) * math.factorial(j))
+        subsets = [log_mean(log_w[list(kept)]) for kept in itertools.combinations(range(K), K - j)]
+        total = total + coefficient * torch.stack(subsets).mean(0)
+    return total
