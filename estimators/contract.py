@@ -8,7 +8,9 @@ Shapes, used everywhere: ``K`` samples per estimate, ``*batch`` data points, ``*
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -35,6 +37,7 @@ NEEDS = {
     "twice_differentiable": "log p(x, z) must have continuous first derivatives in z (no ReLU kinks)",
     "gaussian": "the guide must be a diagonal Gaussian",
     "analytic_kl": "the model must give its prior and its likelihood apart, with a closed-form KL(q || prior)",
+    "invertible_prior": "the model must give its prior and its likelihood apart, and the prior's noise be a function of z",
     "bernoulli": "the guide must be a product of Bernoulli variables",
     "categorical": "the guide must be a product of categorical variables",
     "enumerable": "the guide must have so few states that they can be summed over",
@@ -143,9 +146,17 @@ class Guide(ABC):
         Where a deeper layer's density is conditioned on a shallower layer's z, that dependence stays live.
         """
 
+    def inverse(self, z: Latent) -> Any:
+        """The noise that :meth:`transform` makes ``z`` of, for priors of models that offer ``invertible_prior``."""
+        raise NotImplementedError(f"{type(self).__name__} does not give the noise of its latents")
+
     def states(self) -> Latent:
         """Every value of one data point's latent, ``(S, *event)``, for guides of models that offer ``enumerable``."""
         raise NotImplementedError(f"{type(self).__name__} has no list of states")
+
+    def simulation_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Any:
+        """Base randomness of ``shape`` draws of latents *and* data, for guides of models that offer ``simulable``."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its model's data are drawn from")
 
     def edges(self) -> Tensor:
         """Where z jumps as its uniform noise rises, ``(E, *batch, *noise)``, and the mirror images of these places."""
@@ -157,6 +168,8 @@ class LatentModel(ABC):
 
     offers: frozenset[str] = frozenset()
     """Which of :data:`NEEDS` this model meets."""
+    lacking: Mapping[str, str] = MappingProxyType({})
+    """Of a need that is not met: why, in place of the general sentence."""
 
     @abstractmethod
     def log_joint(self, theta: Block, z: Latent) -> Tensor:
@@ -167,11 +180,11 @@ class LatentModel(ABC):
         """q_phi(. | x) for the model's data."""
 
     def prior(self, theta: Block) -> Guide:
-        """p_theta(z), for models that offer ``analytic_kl``."""
+        """p_theta(z), for models that offer ``analytic_kl`` or ``invertible_prior``."""
         raise NotImplementedError(f"{type(self).__name__} does not give its prior apart")
 
     def log_likelihood(self, theta: Block, z: Latent) -> Tensor:
-        """log p_theta(x | z), shaped as :meth:`log_joint`, for models that offer ``analytic_kl``."""
+        """log p_theta(x | z), shaped as :meth:`log_joint`, for models that offer it with their prior."""
         raise NotImplementedError(f"{type(self).__name__} does not give its likelihood apart")
 
     @property
@@ -179,8 +192,12 @@ class LatentModel(ABC):
         """x, ``(points, data_dim)``, for models that offer ``data``."""
         raise NotImplementedError(f"{type(self).__name__} does not give its data")
 
-    def simulate(self, theta: Block, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Latent, LatentModel]:
-        """Latents ``(*shape, *batch, *event)`` from the prior and this model with data drawn given them (``simulable``)."""
+    def simulate(self, theta: Block, noise: Any) -> tuple[Latent, LatentModel]:
+        """Latents ``(..., *batch, *event)`` from the prior, and this model with data drawn given them (``simulable``).
+
+        ``noise`` is what the guide's :meth:`Guide.simulation_noise` gave; leading dimensions of it are leading dimensions
+        of the latents and of the data.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not draw data")
 
 
@@ -286,5 +303,5 @@ class Estimator(ABC):
         if not missing:
             return None
         return f"{self.label()} needs " + "; ".join(
-            f"{need} ({NEEDS.get(need, 'unknown to this model')})" for need in missing
+            f"{need} ({model.lacking.get(need) or NEEDS.get(need, 'unknown to this model')})" for need in missing
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import softplus
 
 from .contract import Guide
 
@@ -116,4 +116,5 @@ class Categorical(Guide):
 
 def one_hot_like(values: Tensor, logits: Tensor) -> Tensor:
     """Whole numbers ``(..., D)`` as one-hot vectors ``(..., D, C)`` of the type of ``logits (*batch, D, C)``."""
-    return one_hot(values, logits.shape[-1]).to(logits.dtype)
+    # Not torch's one_hot, which looks at the largest value and so does not run under vmap.
+    return (values[..., None] == torch.arange(logits.shape[-1], device=logits.device)).to(logits.dtype)

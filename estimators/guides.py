@@ -54,6 +54,9 @@ class DiagonalGaussian(Guide):
             self.log_scale.sum(-1) + 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
         )
 
+    def inverse(self, z: Tensor) -> Tensor:
+        return (z - self.loc) * torch.exp(-self.log_scale)
+
     def detach(self) -> DiagonalGaussian:
         return DiagonalGaussian(self.loc.detach(), self.log_scale.detach())
 
@@ -63,6 +66,63 @@ class DiagonalGaussian(Guide):
             torch.distributions.Normal(self.loc, self.scale, validate_args=False),
             torch.distributions.Normal(other.loc, other.scale, validate_args=False),
         ).sum(-1)
+
+
+@dataclass(frozen=True)
+class FullRankGaussian(Guide):
+    """z = loc + L noise, with standard normal noise and L lower triangular with a positive diagonal.
+
+    .. math:: z \\sim N(\\mathrm{loc}, L L^\\top), \\qquad L_{ii} = \\exp(\\mathrm{log\\_scale}_i)
+
+    Arguments:
+        loc: ``(*batch, D)``.
+        log_scale: logarithm of the diagonal of L, ``(*batch, D)``.
+        below: what stands below it, row by row, ``(*batch, D (D - 1) / 2)``.
+
+    Example:
+        >>> q = FullRankGaussian(torch.zeros(2), torch.zeros(2), torch.tensor([0.5]))
+        >>> q.scale_tril
+        tensor([[1.0000, 0.0000],
+                [0.5000, 1.0000]])
+        >>> q.inverse(q.transform(torch.tensor([1.0, 2.0])))
+        tensor([1., 2.])
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+    below: Tensor
+    reparameterizable = True
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn((*shape, *self.loc.shape), generator=generator, dtype=self.loc.dtype, device=self.loc.device)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """L, ``(*batch, D, D)``."""
+        dimensions = self.loc.shape[-1]
+        rows, columns = torch.tril_indices(dimensions, dimensions, -1, device=self.loc.device)[:, :, None, None]
+        axis = torch.arange(dimensions, device=self.loc.device)
+        # A sum over constant masks, one for each place: nothing is assigned, so any functional transform goes through.
+        places = ((rows == axis[:, None]) & (columns == axis)).to(self.loc.dtype)
+        return torch.diag_embed(self.log_scale.exp()) + torch.tensordot(self.below, places, 1)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        return self.loc + (self.scale_tril @ noise[..., None])[..., 0]
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.scale_tril, (z - self.loc)[..., None], upper=False)[..., 0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.log_prob_transformed(self.inverse(z))
+
+    def log_prob_transformed(self, noise: Tensor) -> Tensor:
+        # The noise is the whitened z, so phi enters through the log-determinant alone.
+        return -0.5 * noise.square().sum(-1) - (
+            self.log_scale.sum(-1) + 0.5 * math.log(2 * math.pi) * self.loc.shape[-1]
+        )
+
+    def detach(self) -> FullRankGaussian:
+        return FullRankGaussian(self.loc.detach(), self.log_scale.detach(), self.below.detach())
 
 
 def standard_log_prob(x: Tensor, loc: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def _grid(estimator: Estimator, model: LatentModel, parameters: Parameters, node
             raise ValueError(f"{estimator.label()}: noise of shape {tuple(shape)} is too large for quadrature")
         grid, weight = product([gauss_hermite(nodes)] * math.prod(shape))
     elif guide.noise_law == "uniform":
-        edges = guide.edges().expand(-1, *shape).flatten(1).T.tolist()
+        edges = guide.edges()[:, None].expand(-1, *shape).flatten(1).T.tolist()
         grid, weight = product([gauss_legendre(each, nodes) for each in edges])
     else:
         raise ValueError(f"{type(guide).__name__} has noise of its own: give the grid")
