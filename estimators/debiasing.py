@@ -21,7 +21,53 @@ SUMO_KNEE, SUMO_DECAY = 80, 0.9
 
 
 @dataclass(frozen=True)
-class Jackknife(Estimator):
+class Jackknifed(Estimator):
+    """Abstract: the jackknifed bound of ``order`` m from all subsets of K, K - 1, ..., K - m samples."""
+
+    num_samples: int = 2
+    order: int = 1
+
+    family = "debiasing"
+    needs = frozenset({"reparameterizable"})
+    min_num_samples = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        K, m = self.num_samples, self.order
+        if m < 1:
+            raise Refusal(f"{self.name} needs order >= 1, not {m}")
+        if m >= K or math.comb(K, m) > MOST_SUBSETS:
+            raise Refusal(
+                f"{self.name} of order {m} needs num_samples > {m} with at most {MOST_SUBSETS} subsets, not {K}"
+            )
+
+    @property
+    def bound(self) -> Target:
+        """What the value and its gradient are unbiased for."""
+        return Target("jackknife", self.num_samples, setting=self.order)
+
+    def coefficients(self) -> list[float]:
+        """a_0 ... a_m."""
+        K, m = self.num_samples, self.order
+        return [(-1) ** j * (K - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)]
+
+    def value(self, log_w: Tensor) -> Tensor:
+        total = torch.zeros_like(log_w[0])
+        for j, coefficient in enumerate(self.coefficients()):
+            bounds = without_any(log_w, j).logsumexp(1) - math.log(self.num_samples - j)
+            total = total + coefficient * bounds.mean(0)
+        return total
+
+    def subset_weights(self, log_w: Tensor, power: int = 1) -> Tensor:
+        """sum_j a_j times the mean over subsets of their softmaxes, each raised to ``power`` first; ``(K, *batch)``."""
+        w = torch.zeros_like(log_w)
+        for j, coefficient in enumerate(self.coefficients()):
+            w = w + coefficient * without_any(log_w, j).softmax(1).pow(power).mean(0)
+        return w
+
+
+@dataclass(frozen=True)
+class Jackknife(Jackknifed):
     """Jackknife variational inference of any order.
 
     .. math:: \\sum_{j=0}^{m} a_j \\, \\overline{\\hat L_{K-j}}, \\qquad a_j = \\frac{(-1)^j (K-j)^m}{(m-j)! \\, j!},
@@ -47,50 +93,58 @@ class Jackknife(Estimator):
         [8.0, -9.0, 2.0]
     """
 
-    num_samples: int = 2
-    order: int = 1
-
     name = "jackknife"
-    family = "debiasing"
     citations = ("nowozin2018",)
-    needs = frozenset({"reparameterizable"})
-    min_num_samples = 2
-    version = "2"
+    version = "3"
     snr_slopes = {"theta": 0.5}
     snr_tail_ratios = {"theta": 0.5}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        K, m = self.num_samples, self.order
-        if m < 1:
-            raise Refusal(f"jackknife needs order >= 1, not {m}")
-        if m >= K or math.comb(K, m) > MOST_SUBSETS:
-            raise Refusal(
-                f"jackknife of order {m} needs num_samples > {m} with at most {MOST_SUBSETS} subsets, not {K}"
-            )
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        # log p(x) does not depend on phi; the phi-gradient is that of the jackknifed bound itself.
+        return {"theta": Target("log_marginal", unbiased=False), "phi": self.bound}
+
+    def weights(self, log_w: Tensor) -> Weights:
+        w = self.subset_weights(log_w)
+        return TotalDerivative.of(w, model=w)
+
+
+@dataclass(frozen=True)
+class JackknifeDReG(Jackknifed):
+    """Jackknifed bound with its phi-gradient doubly reparameterised (JK-DReG).
+
+    .. math:: \\sum_{j=0}^{m} a_j \\, \\overline{\\sum_{k \\in S} (\\tilde w_k^S)^2 P_k} \\quad (\\phi), \\qquad
+              \\sum_{j=0}^{m} a_j \\, \\overline{\\sum_{k \\in S} \\tilde w_k^S \\, t_k} \\quad (\\theta)
+
+    with the means over all subsets S of K - j samples, each with a softmax of its own, and a_j as in ``jackknife``; m = 1
+    gives K DReG_K - (K - 1) mean DReG_(K-1). Judged by the jackknifed bound itself, in both blocks.
+
+    Arguments:
+        num_samples: K > order.
+        order: m, at least 1; as in ``jackknife``.
+
+    Warning:
+        Each subset's weights are squared before they are combined; the square of the combination is another thing.
+
+    References:
+        Nowozin (2018); Tucker, Lawson, Gu & Maddison (2019).
+
+    Example:
+        >>> JackknifeDReG(num_samples=2).weights(torch.tensor([0.0, 0.0])).path
+        tensor([0., 0.])
+        >>> str(JackknifeDReG(num_samples=4).targets["phi"])
+        'jackknife-4(1)'
+    """
+
+    name = "jackknife-dreg"
+    citations = ("nowozin2018", "tucker2019")
 
     @property
     def targets(self) -> dict[str, Target | None]:
-        # log p(x) does not depend on phi; the phi-gradient is that of the jackknifed bound itself, which has no name here.
-        return {"theta": Target("log_marginal", unbiased=False), "phi": None}
-
-    def coefficients(self) -> list[float]:
-        """a_0 ... a_m."""
-        K, m = self.num_samples, self.order
-        return [(-1) ** j * (K - j) ** m / (math.factorial(m - j) * math.factorial(j)) for j in range(m + 1)]
-
-    def value(self, log_w: Tensor) -> Tensor:
-        total = torch.zeros_like(log_w[0])
-        for j, coefficient in enumerate(self.coefficients()):
-            bounds = without_any(log_w, j).logsumexp(1) - math.log(self.num_samples - j)
-            total = total + coefficient * bounds.mean(0)
-        return total
+        return {"theta": self.bound, "phi": self.bound}
 
     def weights(self, log_w: Tensor) -> Weights:
-        w = torch.zeros_like(log_w)
-        for j, coefficient in enumerate(self.coefficients()):
-            w = w + coefficient * without_any(log_w, j).softmax(1).mean(0)
-        return TotalDerivative.of(w, model=w)
+        return Weights(path=self.subset_weights(log_w, power=2), score=None, model=self.subset_weights(log_w))
 
 
 @dataclass(frozen=True)

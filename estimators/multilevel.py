@@ -1,4 +1,4 @@
-"""Multilevel estimators of log p(x): randomised over levels whose variance falls faster than their cost grows.
+"""Multilevel estimators, of log p(x) here and of gradients in :mod:`estimators.multilevel_phi`: randomised over levels whose variance falls faster than their cost grows.
 
 Level k compares 2^(k+1) samples with their two halves, which cancels the leading error of both, so that
 Delta_k = L^_(2^(k+1)) - (L^A_(2^k) + L^B_(2^k))/2 has E[Delta_k^2] of order 4^-k at a cost of order 2^k. A length N with
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ letter, unbiased for the bound of 2^25 samples."""
 
 @dataclass(frozen=True)
 class Multilevel(Estimator):
-    """Abstract: a level N is drawn, then 2^(N+1) samples; the value is mean log w plus weighted increments.
+    """Abstract: a level N is drawn, then 2^(N+1) samples; whatever is estimated is its mean over single samples plus
+    weighted increments between blocks of doubled size.
 
     Arguments:
         num_samples: always 1; how many samples are used is the estimator's own affair.
@@ -35,9 +37,8 @@ class Multilevel(Estimator):
     r: float = 0.6
 
     family = "debiasing"
-    citations = ("shi2021",)
+    citations: ClassVar[tuple[str, ...]] = ("shi2021",)
     random_cost = True
-    needs = frozenset({"reparameterizable"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,9 +54,9 @@ class Multilevel(Estimator):
         return 1
 
     @property
-    def targets(self) -> dict[str, Target | None]:
-        theta = Target("iwae", 2 ** (self.cap + 1)) if self.cap else Target("log_marginal")
-        return {"theta": theta, "phi": None}
+    def evidence(self) -> Target:
+        """What the value and theta are unbiased for: log p(x), or with a cap the longest bound."""
+        return Target("iwae", 2 ** (self.cap + 1)) if self.cap else Target("log_marginal")
 
     @property
     def last(self) -> int:
@@ -79,8 +80,17 @@ class Multilevel(Estimator):
     def increments(self, level: int) -> list[float]:
         """The weight of each increment Delta_0 ... Delta_level, once that level was drawn."""
 
-    def _coefficients(self, log_w: Tensor) -> list[float]:
-        """The coefficient of the mean bound over blocks of 1, 2, 4, ..., K samples."""
+    def every_level(self, level: int) -> list[float]:
+        """Russian roulette: each level up to the drawn one, divided by its survival probability."""
+        return [(1 - self.r) ** -k for k in range(level + 1)]
+
+    def last_level(self, level: int) -> list[float]:
+        """Single sample: the drawn level alone, divided by its probability."""
+        below = (1 - self.r) ** level
+        return [0.0] * level + [1 / (below if level == self.last else self.r * below)]
+
+    def coefficients(self, log_w: Tensor) -> list[float]:
+        """The coefficient of the mean over blocks of 1, 2, 4, ..., K samples."""
         level = log_w.shape[0].bit_length() - 2
         coefficient = [1.0] + [0.0] * (level + 1)
         for k, weight in enumerate(self.increments(level)):
@@ -90,26 +100,42 @@ class Multilevel(Estimator):
 
     def value(self, log_w: Tensor) -> Tensor:
         total = torch.zeros_like(log_w[0])
-        for power, coefficient in enumerate(self._coefficients(log_w)):
-            bounds = _blocks(log_w, 2**power).logsumexp(1) - power * math.log(2)
+        for power, coefficient in enumerate(self.coefficients(log_w)):
+            bounds = blocks(log_w, 2**power).logsumexp(1) - power * math.log(2)
             total = total + coefficient * bounds.mean(0)
         return total
 
-    def weights(self, log_w: Tensor) -> Weights:
+    def slopes(self, log_w: Tensor) -> Tensor:
+        """The derivative of the value in each log-weight: the same combination of the blocks' softmaxes."""
         w = torch.zeros_like(log_w)
-        for power, coefficient in enumerate(self._coefficients(log_w)):
-            blocks = _blocks(log_w, 2**power)
-            w = w + coefficient / blocks.shape[0] * blocks.softmax(1).reshape(log_w.shape)
-        return TotalDerivative.of(-2 * self.value(log_w) * w, model=w)
+        for power, coefficient in enumerate(self.coefficients(log_w)):
+            grouped = blocks(log_w, 2**power)
+            w = w + coefficient / grouped.shape[0] * grouped.softmax(1).reshape(log_w.shape)
+        return w
 
 
-def _blocks(log_w: Tensor, size: int) -> Tensor:
+def blocks(log_w: Tensor, size: int) -> Tensor:
     """``(K / size, size, *batch)``."""
     return log_w.reshape(-1, size, *log_w.shape[1:])
 
 
 @dataclass(frozen=True)
-class MultilevelRussianRoulette(Multilevel):
+class MultilevelEvidence(Multilevel):
+    """Abstract: theta ascends the value S; phi, which log p(x) does not depend on, ascends -S^2."""
+
+    needs = frozenset({"reparameterizable"})
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        return {"theta": self.evidence, "phi": None}
+
+    def weights(self, log_w: Tensor) -> Weights:
+        w = self.slopes(log_w)
+        return TotalDerivative.of(-2 * self.value(log_w) * w, model=w)
+
+
+@dataclass(frozen=True)
+class MultilevelRussianRoulette(MultilevelEvidence):
     """Multilevel Russian roulette: every level up to N, each divided by its survival probability.
 
     .. math:: \\overline{\\log w} + \\sum_{k=0}^{N} \\frac{\\overline{\\Delta}_k}{P(N \\ge k)}
@@ -132,11 +158,11 @@ class MultilevelRussianRoulette(Multilevel):
     name = "multilevel-russian-roulette"
 
     def increments(self, level: int) -> list[float]:
-        return [(1 - self.r) ** -k for k in range(level + 1)]
+        return self.every_level(level)
 
 
 @dataclass(frozen=True)
-class MultilevelSingleSample(Multilevel):
+class MultilevelSingleSample(MultilevelEvidence):
     """Multilevel single-sample estimator: the drawn level alone, divided by its probability.
 
     .. math:: \\overline{\\log w} + \\frac{\\Delta_N}{P(N)}
@@ -158,5 +184,4 @@ class MultilevelSingleSample(Multilevel):
     name = "multilevel-single-sample"
 
     def increments(self, level: int) -> list[float]:
-        below = (1 - self.r) ** level
-        return [0.0] * level + [1 / (below if level == self.last else self.r * below)]
+        return self.last_level(level)

@@ -95,7 +95,8 @@ class DReG(ImportanceWeighted):
     .. math:: \\sum_k \\tilde w_k^2 P_k \\quad (\\phi), \\qquad \\sum_k \\tilde w_k t_k \\quad (\\theta)
 
     Warning:
-        theta takes w~, not its square. phi may enter through q alone; one stochastic layer. The sqrt(K) growth of the
+        theta takes w~, not its square. phi may enter through q alone; with several stochastic layers the held
+        density of a deeper one must still move with the shallower z (see :class:`Hierarchical`). The sqrt(K) growth of the
         signal-to-noise ratio needs a fourth moment of w: for Gaussians, rho > 3/4.
 
     References:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contract import Refusal, Target, Weights
+from .contract import Draw, Guide, Refusal, Target, Weights
 from .multisample import ImportanceWeighted
 from .subsets import without_any
 
@@ -84,11 +84,10 @@ class VIMCO(ImportanceWeighted):
     def weights(self, log_w: Tensor) -> Weights:
         K, w = self.num_samples, log_w.softmax(0)
         others = without_any(log_w, 1).logsumexp(1)
-        if self.baseline == "arithmetic":
-            replaced = others - math.log(K - 1)
-        else:
-            replaced = torch.logaddexp(others, (log_w.sum(0) - log_w) / (K - 1)) - math.log(K)
-        return Weights(path=None, score=self.value(log_w) - replaced - w, model=w)
+        arithmetic = self.baseline == "arithmetic"
+        replacing = others - math.log(K - 1) if arithmetic else (log_w.sum(0) - log_w) / (K - 1)
+        # log Z - log Z^[-k] as a difference of two small numbers, each to its own last digit, not of two large ones.
+        return Weights(path=None, score=_log1p_exp(log_w - others) - _log1p_exp(replacing - others) - w, model=w)
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,63 @@ class OVIS(ImportanceWeighted):
 
     def weights(self, log_w: Tensor) -> Weights:
         w = log_w.softmax(0)
-        without = log_w.logsumexp(0) - without_any(log_w, 1).logsumexp(1)  # -log(1 - w~)
+        without = _log1p_exp(log_w - without_any(log_w, 1).logsumexp(1))  # -log(1 - w~)
         score = without - (1 - self.gamma) * w + self.gamma * math.log(1 - 1 / self.num_samples)
         return Weights(path=None, score=score, model=w)
+
+
+@dataclass(frozen=True)
+class OVISMonteCarlo(ImportanceWeighted):
+    """OVIS-MC: each sample's control variate is its own signal, averaged over fresh draws in its place.
+
+    .. math:: \\sum_{k=1}^{K} (d_k(z_k) - S^{-1} \\sum_{s=1}^{S} d_k(z^{(s)})) \\, h_k, \\qquad
+              d_k(z) = \\log \\hat Z_{k \\to z} - \\tilde w_{k \\to z}
+
+    where k -> z puts z in the place of z_k, in the mean of the weights and in their normalisation. The same ``extra`` draws
+    serve every k; ``num_samples`` + ``extra`` samples are drawn in all.
+
+    Arguments:
+        num_samples: K.
+        extra: S, at least 1.
+
+    References:
+        Lievin, Dittadi, Christensen & Winther (2020).
+
+    Example:
+        >>> OVISMonteCarlo(num_samples=2).weights(torch.tensor([0.0, 0.0, 0.0])).score
+        tensor([0., 0., 0.])
+    """
+
+    extra: int = 1
+
+    name = "ovis-mc"
+    citations = ("lievin2020",)
+    needs = frozenset()
+    snr_slopes = {"theta": 0.5, "phi": 0.5}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extra < 1:
+            raise Refusal(f"ovis-mc needs extra >= 1, not {self.extra}")
+
+    def draws(self, guide: Guide, replicates: int, generator: torch.Generator) -> list[Draw]:
+        noise = guide.noise((replicates, self.num_samples + self.extra), generator)
+        return [Draw(torch.arange(replicates), noise)]
+
+    def value(self, log_w: Tensor) -> Tensor:
+        kept = log_w[: -self.extra]
+        return kept.logsumexp(0) - math.log(kept.shape[0])
+
+    def weights(self, log_w: Tensor) -> Weights:
+        kept, fresh = log_w[: -self.extra], log_w[-self.extra :]
+        w, none = kept.softmax(0), torch.zeros_like(fresh)
+        others = without_any(kept, 1).logsumexp(1)
+        sums = torch.logaddexp(others, fresh[:, None])  # (S, K, *batch): the s-th fresh draw in the place of the k-th
+        replaced = sums - (fresh[:, None] - sums).exp()
+        score = kept.logsumexp(0) - w - replaced.mean(0)
+        return Weights(path=None, score=torch.cat([score, none]), model=torch.cat([w, none]))
+
+
+def _log1p_exp(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), to its last digit where it is small and where it is large."""
+    return torch.logaddexp(x, torch.zeros_like(x))

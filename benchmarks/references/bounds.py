@@ -16,11 +16,14 @@ from estimators import Target
 
 DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda t: t,
-    "chi-square": lambda t: 1 - t.exp(),
-    "hellinger": lambda t: 2 * (1 - (-t / 2).exp()),
-    "jensen-shannon": lambda t: math.log(2) - torch.nn.functional.softplus(-t),
+    "hellinger": lambda t: 2 * ((t / 2).exp() - 1),
+    "chi-square": lambda t: 1 - (-t).exp(),
+    "jensen-shannon": lambda t: ((1 + t.exp()) * (1 + t.exp()).log() - t.exp() * t) / 2 - math.log(2),
+    "skew-kl": lambda t: ((1 + t.exp()) / 2).log(),
 }
-"""F of the ``f_divergence`` target E_q F(log w), increasing functions of log w, by name."""
+"""F of the ``f_divergence`` target E_q F(log w), by name: F(t) = -f(e^t) for the divergence E_q f(p/q), up to a multiple of
+e^t - 1, chosen so that F rises in t and is concave in e^t. Then E_q F(log w) <= F(log p(x)), and F(0) = 0. In order: KL(q || p),
+int (sqrt p - sqrt q)^2, chi^2(q || p), the mean of KL(p || m) and KL(q || m), and KL(q || m), with m = (p + q)/2."""
 
 
 def bound(target: Target) -> tuple[int, Callable[[Tensor], Tensor]] | None:
