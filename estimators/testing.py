@@ -20,6 +20,7 @@ from torch import Tensor
 from .contract import BLOCKS, Block, Estimator, LatentModel, Parameters
 from .quadrature import exact_expectation, gauss_hermite
 from .replicates import coordinates, stacked, warmed_up
+from .testing_variance import VarianceFinding, assert_variance_ratio, check_variance_ratio
 
 Outcome = Literal["PASS", "BIASED", "INCONCLUSIVE", "HEAVY_TAIL", "NONFINITE", "NOT_IID"]
 Truth = Mapping[str, "float | Block"]
@@ -344,9 +345,12 @@ __all__ = [
     "Finding",
     "Outcome",
     "Truth",
+    "VarianceFinding",
     "assert_unbiased",
+    "assert_variance_ratio",
     "check_stream",
     "check_unbiased",
+    "check_variance_ratio",
     "exact_expectation",
     "gauss_hermite",
 ]
