@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
 from .findings import quantiles
+from .labels import family
 from .statistics import Z95
 from .tables import Run
 from .wording import BLOCKS, interval, missing, number
@@ -43,6 +44,8 @@ class Table:
     rows: list[list[Cell]]
     sortable: bool = True
     groups: list[tuple[str, int]] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    """A class for each row, by which the page's filters know it: f3 k8 vpass."""
 
 
 def _measure(row: pd.Series, column: str, prefix: str) -> Cell:
@@ -76,18 +79,21 @@ def glance(table: pd.DataFrame, means: pd.DataFrame) -> Table:
     """One problem at a glance: estimators down, blocks and K across, a verdict in each cell."""
     ks = sorted(set(table["num_samples"]))
     blocks = [block for block in ("phi", "theta", "value") if (means["block"] == block).any()] or ["phi"]
-    rows = []
+    rows, kinds = [], []
+    known = {(row["label"], row["block"], row["num_samples"]): row for row in means.to_dict(orient="records")}
+    failed = table[table["status"] != "ok"].drop_duplicates(["label", "num_samples"])
+    lost = {(row["label"], row["num_samples"]): row for row in failed.to_dict(orient="records")}
+    targets = {label: _targets(own) for label, own in means.groupby("label", observed=True)}
     for label, cells in table.groupby("label", observed=True, sort=True):
-        own = means[means["label"] == label]
-        row = [Cell(str(label), kind="name", title=str(cells["estimator"].iloc[0]), note=_targets(own))]
+        row = [Cell(str(label), kind="name", title=str(cells["estimator"].iloc[0]), note=targets.get(label, "–"))]
         for block in blocks:
             for k in ks:
-                here = own[(own["block"] == block) & (own["num_samples"] == k)]
-                row.append(_glance_cell(here, cells[cells["num_samples"] == k]))
+                row.append(_glance_cell(known.get((label, block, k)), lost.get((label, k))))
         rows.append(row)
+        kinds.append(f"f{cells['hue'].iloc[0]}")
     head = ["estimator and target", *(str(k) for _ in blocks for k in ks)]
     groups = [("", 1), *((f"{BLOCKS[block]}, K =", len(ks)) for block in blocks)]
-    return Table("Verdicts at a glance", head, rows, sortable=False, groups=groups)
+    return Table("Verdicts at a glance", head, rows, sortable=False, groups=groups, kinds=kinds)
 
 
 def _targets(own: pd.DataFrame) -> str:
@@ -99,21 +105,64 @@ def _targets(own: pd.DataFrame) -> str:
     return ", ".join(f"{BLOCKS[block]}: {name}" for block, name in names.items())
 
 
-def _glance_cell(measured: pd.DataFrame, cells: pd.DataFrame) -> Cell:
-    if len(measured):
-        row = measured.iloc[0]
-        z = "" if missing(row["bias_z"]) else f", z = {number(row['bias_z'], 2)}"
-        return verdict(row["verdict"], row["unbiased"], f"{row['verdicts']}{z}. {row['verdict_reason']}".strip())
-    failed = cells[cells["status"] != "ok"]
-    if len(failed):
-        return Cell(failed["status"].iloc[0], kind="chip failed", title=failed["reason"].iloc[0])
+def _glance_cell(measured: dict[str, Any] | None, failed: dict[str, Any] | None) -> Cell:
+    if measured is not None:
+        z = "" if missing(measured["bias_z"]) else f", z = {number(measured['bias_z'], 2)}"
+        text = f"{measured['verdicts']}{z}. {measured['verdict_reason'] or ''}".strip()
+        return verdict(measured["verdict"], measured["unbiased"], text)
+    if failed is not None:
+        return Cell(failed["status"], kind="chip failed", title=failed["reason"])
     return Cell("·")
+
+
+def filters(means: pd.DataFrame, problems: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The choices that hide rows and sections, by the classes of those: plain form controls and style rules, no script.
+
+    Each has a name, a label, its choices as pairs of class and text, and the pattern of what it hides.
+    """
+    kins = {f"f{row.hue}": family(row.family, row.library) for row in means.sort_values("hue").itertuples()}
+    ks = {f"k{k}": str(k) for k in sorted(set(means["num_samples"]))}
+    verdicts = {f"v{name.lower()}": WORDS[name] for name in WORDS if (means["verdict"] == name).any()}
+    offered = [
+        ("problem", "Problem", dict(problems), ".problem"),
+        ("family", "Family", kins, ".rows tbody tr"),
+        ("k", "K", ks, ".num tbody tr"),
+        ("verdict", "Verdict", verdicts, ".num tbody tr"),
+    ]
+    return [
+        {"name": name, "label": label, "choices": list(choices.items()), "hides": hides}
+        for name, label, choices, hides in offered
+        if len(choices) > 1
+    ]
+
+
+def thin(problems: list[dict[str, Any]]) -> int:
+    """Keep the smallest, the middle and the largest K in the tables of gradients, and no table of values.
+
+    Returns the number of rows that are gone.
+    """
+    gone = 0
+    for problem in problems:
+        kept: list[Table] = []
+        for table in problem["numbers"]:
+            ks = sorted({int(row[1].text) for row in table.rows})
+            few = (
+                {str(k) for k in (ks[0], ks[len(ks) // 2], ks[-1])} if not table.caption.startswith("value") else set()
+            )
+            pairs = [pair for pair in zip(table.rows, table.kinds, strict=True) if pair[0][1].text in few]
+            gone += len(table.rows) - len(pairs)
+            if pairs:
+                rows, kinds = (list(part) for part in zip(*pairs, strict=True))
+                kept.append(replace(table, rows=rows, kinds=kinds))
+        problem["numbers"] = kept
+    return gone
 
 
 def numbers(means: pd.DataFrame, block: str) -> Table:
     """All numbers of one problem and block, a row per estimator and K."""
-    rows = []
-    for _, row in means[means["block"] == block].iterrows():
+    rows, kinds = [], []
+    for row in means[means["block"] == block].to_dict(orient="records"):
+        kinds.append(f"f{row['hue']} k{row['num_samples']} v{row['verdict'].lower()}")
         exact = "" if missing(row["exact_variance"]) else f"; exact {number(row['exact_variance'], 5)}"
         variance = _measure(row, "variance", "variance")
         if not row["variance_exists"]:
@@ -157,7 +206,7 @@ def numbers(means: pd.DataFrame, block: str) -> Table:
     ]
     head += ["variance", "SNR", "cosine", "seconds / gradient", "evaluations / gradient", "FLOPs / gradient"]
     head += ["peak bytes", "variance × seconds", "rank group"]
-    return Table(f"{'value (nats)' if block == 'value' else 'gradient in ' + BLOCKS[block]}", head, rows)
+    return Table(f"{'value (nats)' if block == 'value' else 'gradient in ' + BLOCKS[block]}", head, rows, kinds=kinds)
 
 
 def _bias_cell(row: pd.Series, exists: bool) -> Cell:

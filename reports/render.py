@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from benchmarks.records import write_text
 
-from . import figures, page
+from . import figures, page, paper
 from .findings import findings
-from .statistics import COSTS, beside, over_seeds, rank_groups, slopes
-from .tables import Run, load, tabulate, to_csv
-from .vector import pdf, settle, svg
-from .wording import BLOCKS, parts, plural, titles
+from .interactive import cost_chart
+from .labels import compared, labelled
+from .opening import opening
+from .plates import Plate, Plates, data_uri
+from .statistics import COSTS, slopes
+from .tables import Run, curves, load, tabulate, to_csv, training_titles
+from .wording import BLOCKS, parts, plural
 
-HERE = Path(__file__).parent
 LIMIT = 4_800_000
-"""Bytes that the file may have; beyond, figures lose first their PDF and then their CSV, largest first."""
-
-PLOTTED = {
-    "cost": ["label", "block", "num_samples", "target", "verdict", "variance", "variance_low", "variance_high", *COSTS],
-    "bias": ["label", "block", "num_samples", "seed", "verdict", "bias_z", "detectable_bias", "reference_norm"],
-    "snr": ["label", "block", "num_samples", "snr", "snr_low", "snr_high", "snr_floor", "snr_slope_theory"],
-    "speed": ["title", "label", "num_samples", "gradients_per_second", "peak_bytes"],
-}
-
-
-@dataclass
-class Plate:
-    """A figure on the page: drawing, caption, what a listener hears, and its data."""
-
-    name: str
-    drawing: str
-    caption: str
-    alt: str
-    pdf: str = ""
-    csv: str = ""
+"""Bytes that the file may have; beyond, figures lose their PDFs, drawings that others repeat, their CSVs, and tables rows."""
 
 
 def render(runs: Sequence[Path], output: Path) -> Path:
@@ -62,54 +40,57 @@ def render(runs: Sequence[Path], output: Path) -> Path:
 
 def document(runs: Sequence[Run]) -> str:
     """The report as HTML text."""
-    table, means, names = _labelled(runs)
-    means["rank_group"] = rank_groups(means)
+    table, means, names = labelled(tabulate(runs))
     fits = slopes(means)
-    pairs = _pairs(means, names)
-    plates = _Plates()
-    problems = [_problem(one, rows, means, fits, names, plates) for one, rows in table.groupby("problem", sort=True)]
-    training_titles = _training_titles(runs)
-    script = (HERE / "static" / "sortable.auto.min.js").read_text(encoding="utf-8")
+    pairs = compared(means, names)
+    plates = Plates([run.name for run in runs])
+    order = {problem: f"p{place}" for place, problem in enumerate(sorted(set(table["problem"])))}
+    problems = [
+        _problem(one, rows, means, fits, names, plates) | {"kind": order[one]}
+        for one, rows in table.groupby("problem", sort=True)
+    ]
+    chart = cost_chart(means) if len(means) else None
+    training = training_titles(runs)
     context = {
         "title": "gradest: "
         + ", ".join(dict.fromkeys(run.manifest.name if run.manifest else run.name for run in runs)),
         "runs": [_run(run) for run in runs],
+        "opening": opening(means, names),
         "findings": findings(table, means, fits, pairs, names),
+        "filters": page.filters(means, [(order[one["specification"]], one["title"]) for one in problems]),
         "problems": problems,
         "tails": page.tail_rows(means),
-        "throughput": plates.add("throughput", "speed", lambda: figures.throughput(means), means, *_SPEED)
-        if len(means)
-        else None,
-        "training": _training(runs, training_titles, plates),
-        "training_table": page.training_rows(runs, training_titles),
+        "throughput": _throughput(means, plates) if len(means) else None,
+        "training": _training(runs, plates),
+        "training_table": page.training_rows(runs, training),
         "pyro": _pyro(pairs, plates),
         "pyro_table": page.pyro_rows(pairs),
         "failures": page.failures(runs, names, names),
         "unreadable": [(run.name, file, why) for run in runs for file, why in sorted(run.unreadable.items())],
         "environment": _environment(runs),
         "bibliography": _bibliography(runs),
-        "table_csv": _data_uri(
-            gzip.compress(to_csv(table.drop(columns=["label", "title"])).encode(), mtime=0), "application/gzip"
+        "table_csv": data_uri(
+            gzip.compress(to_csv(table[_stored(table)], "%.7g").encode(), mtime=0), "application/gzip"
         ),
         "plates": plates,
-        "style": Markup((HERE / "static" / "report.css").read_text(encoding="utf-8")),
-        "script": Markup(script),
-        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "thinned": 0,
     }
-    template = _templates().get_template("report.html")
-    html = template.render(context)
-    excess = len(html.encode("utf-8", "replace")) - LIMIT
-    for plate, part in plates.heaviest() if excess > 0 else ():
-        if excess <= 0:
-            break
-        excess -= len(getattr(plate, part))
-        plates.drop(plate, part)
+    charts = {"cost-chart": chart} if chart else {}
+    html = paper.write("report.html", context, charts=charts)
+    excess = plates.lighten(len(html.encode()) - LIMIT)
+    if excess > 0:
+        context["thinned"] = page.thin(problems)
+        html = paper.write("report.html", context, charts=charts)
+        plates.lighten(len(html.encode()) - LIMIT, last=True)
     if plates.dropped:
-        html = template.render(context)
-    return html.encode("utf-8", "replace").decode("utf-8")
+        html = paper.write("report.html", context, charts=charts)
+    return html
 
 
-SERIES_KEY = ["run", "problem", "estimator", "dtype", "device", "compiled"]
+def _stored(table: pd.DataFrame) -> list[str]:
+    return [column for column in table if column not in ("label", "title", "hue", "mark")]
+
+
 _SPEED = (
     "Gradients per second (medians over timed chunks, warm-up excluded, with 95 % intervals) and peak memory of one "
     "gradient, against K.",
@@ -117,78 +98,14 @@ _SPEED = (
 )
 
 
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _throughput(means: pd.DataFrame, plates: Plates) -> Plate:
+    return plates.add(
+        "throughput", "speed", lambda: figures.throughput(means), means, *_SPEED, call="throughput(table)", spare=3
     )
 
 
-def _labelled(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
-    """The table and its means over seeds, with short titles, and the titles of all problems and estimators."""
-    table = tabulate(runs)
-    names = {**titles(table["problem"].unique()), **titles(table["estimator"].unique())}
-    # A label says what tells two series of one problem apart, and no more.
-    series = table.drop_duplicates(SERIES_KEY).groupby("problem")
-    varying = [c for c in ("dtype", "device", "compiled", "run") if (series[c].nunique() > 1).any()]
-
-    def label(row: pd.Series) -> str:
-        extra = [
-            "compiled" if column == "compiled" else str(row[column]) for column in varying if row[column] is not False
-        ]
-        return " · ".join([names[row["estimator"]], *extra])
-
-    keys = table.drop_duplicates(SERIES_KEY)
-    labels = {tuple(row[SERIES_KEY]): label(row) for _, row in keys.iterrows()}
-    order = sorted(set(labels.values()), key=lambda one: (one.startswith("pyro"), one))
-    means = over_seeds(table)
-    for one in (table, means):
-        chosen = [labels[key] for key in one[SERIES_KEY].itertuples(index=False, name=None)]
-        one["label"] = pd.Categorical(chosen, categories=order)
-        one["title"] = one["problem"].map(names).astype(object)
-    return table, means, names
-
-
-class _Plates:
-    """Draws figures and keeps them, so that the heaviest parts can be left out of a file that grew too large."""
-
-    def __init__(self) -> None:
-        self.all: list[Plate] = []
-        self.dropped = 0
-
-    def add(self, name: str, kind: str, draw: Any, data: pd.DataFrame, caption: str, alt: str) -> Plate:
-        figure: Figure = draw()
-        settle(figure)
-        columns = [column for column in PLOTTED.get(kind, list(data.columns)) if column in data]
-        plate = Plate(
-            name=name,
-            drawing=Markup(svg(figure, f"f{len(self.all)}")),
-            caption=caption,
-            alt=alt,
-            pdf=_data_uri(pdf(figure), "application/pdf"),
-            csv=_data_uri(to_csv(data[columns].drop_duplicates()).encode("utf-8", "replace"), "text/csv"),
-        )
-        self.all.append(plate)
-        return plate
-
-    def drop(self, plate: Plate, part: str) -> None:
-        setattr(plate, part, "")
-        self.dropped += 1
-
-    def heaviest(self) -> list[tuple[Plate, str]]:
-        parts_ = [(plate, part) for part in ("pdf", "csv") for plate in self.all if getattr(plate, part)]
-        return sorted(parts_, key=lambda item: (item[1] == "csv", -len(getattr(*item))))
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _problem(
-    problem: str, table: pd.DataFrame, means: pd.DataFrame, fits: pd.DataFrame, names: dict[str, str], plates: _Plates
+    problem: str, table: pd.DataFrame, means: pd.DataFrame, fits: pd.DataFrame, names: dict[str, str], plates: Plates
 ) -> dict[str, Any]:
     """All that the page shows of one problem."""
     own, title = means[means["problem"] == problem], names[problem]
@@ -223,6 +140,8 @@ def _problem(
                 "heavy, or no target, so not compared. Bars: 95 % intervals. Fronts and comparisons hold within one "
                 "target (and, for IWAE, one K).",
                 f"Log-log panels for {title}, one per parameter block and cost meter; the data are in the CSV beside.",
+                call=f"variance_against_cost(table, {list(meters)}, problem={problem!r})",
+                spare=1 if shown["costs"] else 2,
             )
             shown["costs"].append(plate)
     if cells["bias_z"].notna().any() or (cells["detectable_bias"] > 0).any():
@@ -236,6 +155,8 @@ def _problem(
             "of unbiased ones lie in the dark band, and in 95 % of reports all do in the light one; beyond 6 the axis "
             "is logarithmic. Right, the smallest bias that this run could have seen.",
             f"Strip of bias z-scores for {title}, one row per estimator, and the smallest detectable bias in percent.",
+            call=f"bias(table, problem={problem!r})",
+            spare=3,
         )
     if (gradients["snr"] > 0).any() and gradients["num_samples"].nunique() > 1:
         shown["snr"] = plates.add(
@@ -246,6 +167,8 @@ def _problem(
             f"{title}: signal-to-noise ratio (norm of the mean over root of the summed variance) against K, with 95 % "
             "intervals.",
             f"Log-log panels of signal-to-noise ratio against K for {title}; slopes are in the table below.",
+            call=f"snr_against_k(table, problem={problem!r})",
+            spare=3,
         )
     return shown
 
@@ -254,19 +177,7 @@ def _block_names(cells: pd.DataFrame) -> str:
     return ", ".join(BLOCKS[block] for block in ("value", "theta", "phi") if (cells["block"] == block).any())
 
 
-def _pairs(means: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
-    pairs = beside(means)
-    pairs["title"] = [names[one] for one in pairs["problem"]]
-    pairs["theirs"] = [names[one] for one in pairs["estimator"]]
-    pairs["ours"] = [names[one] for one in pairs["counterpart"]]
-    pairs["pair"] = [
-        f"{row['theirs']}, {BLOCKS[row['block']]}, K = {row['num_samples']} · {row['title']}"
-        for _, row in pairs.iterrows()
-    ]
-    return pairs
-
-
-def _pyro(pairs: pd.DataFrame, plates: _Plates) -> Plate | None:
+def _pyro(pairs: pd.DataFrame, plates: Plates) -> Plate | None:
     drawn = pairs[(pairs["block"] != "value") & (pairs["variance_ratio"].notna() | pairs["seconds_ratio"].notna())]
     if not len(drawn):
         return None
@@ -275,32 +186,16 @@ def _pyro(pairs: pd.DataFrame, plates: _Plates) -> Plate | None:
         last = drawn.groupby(["run", "problem", "estimator", "block"])["num_samples"].transform("max")
         drawn, caption = drawn[drawn["num_samples"] == last], caption + " The largest K of each; the table has all."
     alt = "Two columns of ratios with intervals, a row per Pyro estimator, K, block and problem."
-    return plates.add("pyro-beside-ours", "pyro", lambda: figures.pyro_beside_ours(drawn), drawn, caption, alt)
+    return plates.add(
+        "pyro-beside-ours", "pyro", lambda: figures.pyro_beside_ours(drawn), drawn, caption, alt,
+        call="pyro_beside_ours(table)",
+    )  # fmt: skip
 
 
-def _training_titles(runs: Sequence[Run]) -> dict[str, str]:
-    records = [record for run in runs for record in run.trainings]
-    short = titles([record.problem for record in records])
-    wanted = {}
-    for record in records:
-        estimator = record.settings.get("estimator")
-        wanted[record.id] = short[record.problem] + (f", {parts(str(estimator))[0]}" if estimator else "")
-    twice = [title for title in wanted.values() if list(wanted.values()).count(title) > 1]
-    return {one: f"{title} {one[:6]}" if title in twice else title for one, title in wanted.items()}
-
-
-def _training(runs: Sequence[Run], names: dict[str, str], plates: _Plates) -> Plate | None:
-    rows = [
-        {"training": names[record.id], **point.model_dump()}
-        for run in runs
-        for record in run.trainings
-        for point in record.points
-    ]
-    if not rows:
+def _training(runs: Sequence[Run], plates: Plates) -> Plate | None:
+    points = curves(runs)
+    if not len(points):
         return None
-    points = pd.DataFrame(rows)
-    numeric = points.columns.difference(["training", "checkpoint"])
-    points[numeric] = points[numeric].apply(pd.to_numeric)
     caption = (
         "Trained VAEs: bounds in nats per image, by training step and by second. Bands: ±1.96 standard errors over "
         "held-out images. The untrained start lies outside the panel where it would flatten the rest."

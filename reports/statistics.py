@@ -48,9 +48,28 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     interval. ``verdict`` is the most severe of the seeds' verdicts, ``verdicts`` counts them, ``bias_z`` is the largest
     in size. A quantity that one seed lacks has no mean.
     """
-    done = table[(table["status"] == "ok") & table["block"].notna()]
-    rows = [_mean_row(group) for _, group in done.groupby([*SERIES, "num_samples"], dropna=False, sort=True)]
-    joined = pd.DataFrame(rows, columns=[*table.columns, "seeds", "verdicts", "target_key"])
+    done = table[(table["status"] == "ok") & table["block"].notna()].reset_index(drop=True)
+    groups = done.groupby([*SERIES, "num_samples"], dropna=False, sort=True)
+    place = groups.ngroup()
+    joined = done.loc[~place.duplicated()].assign(_place=place).sort_values("_place").reset_index(drop=True)
+    joined = joined.drop(columns="_place")
+    joined["seeds"] = groups.size().to_numpy()
+    joined["replicates"] = done["replicates"].groupby(place).sum()
+    joined = joined.assign(**_verdicts(done, place))
+    joined["variance_exists"] = done["variance_exists"].ne(False).groupby(place).all()
+    largest = done["bias_z"].astype(float).abs().groupby(place).transform("max")
+    known = done[done["bias_z"].abs() == largest]
+    joined["bias_z"] = known["bias_z"].groupby(place[known.index]).first().reindex(joined.index)
+    for column in _MEANS:
+        joined[column] = _mean(done[column], place)
+    for column, prefix in _BOUNDS.items():
+        value, low, high = (done[name].astype(float) for name in (column, f"{prefix}_low", f"{prefix}_high"))
+        joined[column] = _mean(value, place)
+        for name, half in ((f"{prefix}_low", low - value), (f"{prefix}_high", high - value)):
+            sign = -1.0 if name.endswith("low") else 1.0
+            joined[name] = joined[column] + sign * np.sqrt(_mean(half**2, place) / joined["seeds"])
+    own = joined["target_num_samples"].where(~joined["target"].isin(["elbo", "log_marginal", "forward_kl"]))
+    joined["target_key"] = [f"{k:g}" if k == k else "" for k in own.astype(float)]
     for column in [*_MEASURED, *_MEANS, "bias_z", "work_normalised_variance", "work_low", "work_high"]:
         joined[column] = pd.to_numeric(joined[column]) if column in joined else np.nan
     joined["num_samples"] = joined["num_samples"].astype("int64")
@@ -64,27 +83,27 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return joined
 
 
-def _mean_row(group: pd.DataFrame) -> dict[str, object]:
-    row = group.iloc[0].to_dict()
-    row["seeds"] = len(group)
-    row["replicates"] = int(group["replicates"].sum())
-    counts = group["verdict"].value_counts()
-    row["verdict"] = max(counts.index, key=lambda verdict: SEVERITY.index(verdict))
-    row["verdicts"] = ", ".join(f"{counts[name]}× {name}" for name in SEVERITY if name in counts)
-    row["verdict_reason"] = group.loc[group["verdict"] == row["verdict"], "verdict_reason"].iloc[0]
-    row["variance_exists"] = all(value is not False for value in group["variance_exists"])
-    largest = group["bias_z"].abs()
-    row["bias_z"] = group["bias_z"][largest.idxmax()] if largest.notna().any() else np.nan
-    for column in _MEANS:
-        row[column] = group[column].mean(skipna=False)
-    for column, prefix in _BOUNDS.items():
-        value, low, high = (group[name] for name in (column, f"{prefix}_low", f"{prefix}_high"))
-        row[column] = value.mean(skipna=False)
-        row[f"{prefix}_low"] = row[column] - math.sqrt(((value - low) ** 2).sum(skipna=False)) / len(group)
-        row[f"{prefix}_high"] = row[column] + math.sqrt(((high - value) ** 2).sum(skipna=False)) / len(group)
-    own = row["target_num_samples"] if row["target"] not in ("elbo", "log_marginal", "forward_kl") else np.nan
-    row["target_key"] = "" if pd.isna(own) else f"{own:g}"
-    return row
+def _mean(values: pd.Series, place: pd.Series) -> pd.Series:
+    """Means by group; none where one is missing."""
+    grouped = values.astype(float).groupby(place)
+    return grouped.mean().where(grouped.count() == grouped.size())
+
+
+def _verdicts(done: pd.DataFrame, place: pd.Series) -> dict[str, pd.Series]:
+    """By group: the most severe verdict, its first reason, and a count of all."""
+    severity = done["verdict"].map({name: code for code, name in enumerate(SEVERITY)})
+    worst = done[severity == severity.groupby(place).transform("max")]
+    first = worst.groupby(place[worst.index])[["verdict", "verdict_reason"]].first()
+    counts = pd.crosstab(place, done["verdict"]).reindex(columns=SEVERITY, fill_value=0)
+    texts = [
+        ", ".join(f"{count}× {name}" for name, count in zip(SEVERITY, row, strict=True) if count)
+        for row in counts.itertuples(index=False, name=None)
+    ]
+    return {
+        "verdict": first["verdict"],
+        "verdict_reason": first["verdict_reason"],
+        "verdicts": pd.Series(texts, index=counts.index, dtype=object),
+    }
 
 
 def slopes(means: pd.DataFrame, smallest_p: float = 0.01) -> pd.DataFrame:
@@ -232,15 +251,16 @@ def beside(means: pd.DataFrame) -> pd.DataFrame:
     """
     place = ["run", "problem", "block", "num_samples", "dtype", "device"]
     theirs = means[(means["library"] != "gradest") & means["counterpart"].notna()]
-    ours = means[means["library"] == "gradest"]
+    ours: dict[tuple[object, ...], list[pd.Series]] = {}
+    for _, our in means[means["library"] == "gradest"].iterrows():
+        ours.setdefault(tuple(our[place]), []).append(our)
     rows = []
     for _, their in theirs.iterrows():
-        same = ours[(ours[place] == their[place]).all(axis=1)]
-        exact = same[same["estimator"] == their["counterpart"]]
+        same = ours.get(tuple(their[place]), [])
+        exact = [our for our in same if our["estimator"] == their["counterpart"]]
         name = str(their["counterpart"]).partition("[")[0]
-        named = same[[str(each).partition("[")[0] == name for each in same["estimator"]]]
-        for _, our in (exact if len(exact) else named).iterrows():
-            rows.append(_ratio_row(their, our, place))
+        named = [our for our in same if str(our["estimator"]).partition("[")[0] == name]
+        rows += [_ratio_row(their, our, place) for our in exact or named]
     names = [*place, "library", "estimator", "counterpart", "compiled", "expectation", "their_verdict", "our_verdict"]
     for quantity in ("variance", "seconds"):
         names += [f"{quantity}_ratio", f"{quantity}_ratio_low", f"{quantity}_ratio_high", f"{quantity}_p"]

@@ -14,6 +14,8 @@ import pandas as pd
 
 from benchmarks.records import BlockResult, Manifest, Record, RecordError, TrainingRecord, read, read_cells
 
+from .wording import parts, titles
+
 IDENTITY = ["run", "id", "problem", "estimator", "num_samples", "seed", "dtype", "device", "compiled"]
 """Columns that say which cell a row belongs to."""
 
@@ -138,6 +140,34 @@ def _row(run: str, record: Record, block: BlockResult | None) -> dict[str, Any]:
     return row
 
 
+def training_titles(runs: Sequence[Run]) -> dict[str, str]:
+    """A short title of each trained model, by its id: what tells them apart."""
+    records = [record for run in runs for record in run.trainings]
+    short = titles([record.problem for record in records])
+    wanted = {}
+    for record in records:
+        estimator = record.settings.get("estimator")
+        wanted[record.id] = short[record.problem] + (f", {parts(str(estimator))[0]}" if estimator else "")
+    twice = [title for title in wanted.values() if list(wanted.values()).count(title) > 1]
+    return {one: f"{title} {one[:6]}" if title in twice else title for one, title in wanted.items()}
+
+
+def curves(runs: Sequence[Run]) -> pd.DataFrame:
+    """Training curves: a row per point, the fields of ``TrainingPoint`` and ``training``, the model's title."""
+    names = training_titles(runs)
+    points = pd.DataFrame(
+        [
+            {"training": names[record.id], **point.model_dump()}
+            for run in runs
+            for record in run.trainings
+            for point in record.points
+        ]
+    )
+    numeric = points.columns.difference(["training", "checkpoint"])
+    points[numeric] = points[numeric].apply(pd.to_numeric)
+    return points
+
+
 def export(table: pd.DataFrame, target: Path | str | IO[str], format: str = "csv") -> None:
     """Write the table as ``csv``, ``json`` (a list of objects, missing values null) or ``parquet``.
 
@@ -160,10 +190,10 @@ def export(table: pd.DataFrame, target: Path | str | IO[str], format: str = "csv
         target.write(text)
 
 
-def to_csv(table: pd.DataFrame) -> str:
-    """The table as CSV, numbers in full precision, missing values empty."""
+def to_csv(table: pd.DataFrame, digits: str | None = None) -> str:
+    """The table as CSV, missing values empty; numbers in full precision unless ``digits`` says otherwise (``%.7g``)."""
     stream = io.StringIO()
-    table.to_csv(stream, index=False, lineterminator="\n")
+    table.to_csv(stream, index=False, lineterminator="\n", float_format=digits)
     return stream.getvalue()
 
 

@@ -38,6 +38,7 @@ RULES = {
     "pyro-trace-elbo": ("elbo", 2.05, -1.0, 0.0, 9e-4, True, "pyro", "reparameterization"),
     "pyro-renyi[alpha=0]": ("iwae", 1.98, -1.0, -1.0, 1.1e-3, True, "pyro", "iwae"),
 }
+FAMILIES = {"elbo": "elbo", "iwae": "multi-sample", "log_marginal": "debiasing"}
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py"\nValueError: </pre><script>alert(2)</script>'
 
 
@@ -80,6 +81,7 @@ def cell(
     seconds = rule[4] * (0.7 + 0.3 * k) * math.exp(generator.normal() * 0.02)
     body: dict = {
         "id": identity.id, "cell": identity, "status": "ok", "library": rule[6], "counterpart": rule[7],
+        "family": FAMILIES.get(rule[0], ""),
         "citations": ["burda2016", "missing-key"] if rule[0] == "iwae" else ["kingma2014"], "tail_ratio": 0.81,
         "seconds": 1.5,
         "blocks": [block(name, rule, k, replicates, generator, estimator) for name in ("value", "theta", "phi")],
@@ -146,4 +148,4 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fabricate() -> SimpleNamespace:
     """What a test needs to write records of its own."""
-    return SimpleNamespace(cell=cell, problem=GAUSSIAN)
+    return SimpleNamespace(cell=cell, problem=GAUSSIAN, write_run=write_run)
