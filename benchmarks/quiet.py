@@ -7,6 +7,7 @@ operating system, so a worker that dies leaves nothing behind.
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ LONG = 1.0
 """Seconds from which a wait is worth remembering."""
 _FOLDER: Path | None = None
 _NAME = ""
+_HELD: set[int] = set()
+"""Descriptors of the lock files that are open now."""
 
 
 def between(folder: str) -> None:
@@ -40,6 +43,17 @@ def has_waited(folder: str, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def after_fork() -> None:
+    """In a process that an estimator forked in the middle of a section: let go of what it inherited.
+
+    A lock is held for as long as any copy of its descriptor is open: a child that sleeps would hold up every worker.
+    """
+    global _FOLDER
+    _FOLDER = None
+    while _HELD:
+        os.close(_HELD.pop())
 
 
 @contextmanager
@@ -76,8 +90,12 @@ def quietly(source: Iterator[T]) -> Iterator[T]:
 
 @contextmanager
 def _locked(name: str, kind: int) -> Iterator[None]:
-    assert _FOLDER is not None
-    with open(_FOLDER / name, "a") as file:
+    if _FOLDER is None:  # forked between the two locks of a section
+        yield
+        return
+    file = _open(_FOLDER / name)
+    _HELD.add(file)
+    try:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,6 +107,20 @@ def _locked(name: str, kind: int) -> Iterator[None]:
             if not known and time.monotonic() - start < LONG:
                 sign.unlink(missing_ok=True)
         yield
+    finally:
+        if file in _HELD:  # not in a forked child, which has closed its copy
+            _HELD.discard(file)
+            os.close(file)
+
+
+def _open(path: Path) -> int:
+    """A lock file, made where it is missing: whoever shares a machine may be the first, or be left by the last."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, flags, 0o600)
 
 
 def _sign(folder: Path, name: str) -> Path:

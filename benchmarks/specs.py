@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 _SPEC = re.compile(r"^(?P<name>[^\[\]]+?)(\[(?P<settings>.*)\])?$", re.DOTALL)
@@ -95,9 +96,8 @@ def _value(where: str, text: str, kind: str) -> Any:
 
 def canonical(component: Any, leave_out: tuple[str, ...] = ()) -> str:
     """The canonical specification of a problem or estimator instance."""
-    pairs = [
-        f"{name}={_text(getattr(component, name))}" for name in settings_of(type(component)) if name not in leave_out
-    ]
+    values = {name: getattr(component, name) for name in settings_of(type(component)) if name not in leave_out}
+    pairs = [f"{name}={_text(value)}" for name, value in values.items() if value != ""]  # an empty text says nothing
     return _label(type(component)) + (f"[{','.join(pairs)}]" if pairs else "")
 
 
@@ -151,3 +151,44 @@ def select(patterns: Iterable[str], names: Iterable[str], what: str) -> list[str
     if not found:
         raise SpecError(f"{', '.join(patterns)} leaves no {what}")
     return list(dict.fromkeys(found))
+
+
+def assignments(pairs: Iterable[str], option: str) -> dict[str, Any]:
+    """``key=value`` pairs: whole numbers, numbers, true and false as such, all else as text.
+
+    Raises:
+        SpecError: for what is no pair, or a key given twice; ``option`` says where.
+
+    Example:
+        >>> assignments(["max_workers=2", "address=tcp://127.0.0.1:8786"], "--executor-arg")
+        {'max_workers': 2, 'address': 'tcp://127.0.0.1:8786'}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise SpecError(f"{option} takes key=value, not {pair!r}")
+        if key in found:
+            raise SpecError(f"{option}: {key} is given twice")
+        value: Any = _FALSE_TRUE.get(text.lower(), text)
+        for kind in (float, int):
+            with suppress(ValueError):
+                value = kind(text)
+        found[key] = value
+    return found
+
+
+def fraction(text: str, option: str) -> tuple[int, int]:
+    """``i/n`` as two whole numbers with 1 <= i <= n.
+
+    Raises:
+        SpecError: for anything else; ``option`` says where.
+
+    Example:
+        >>> fraction("3/8", "--shard")
+        (3, 8)
+    """
+    parts = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip(), re.ASCII)
+    if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise SpecError(f"{option} takes i/n with i from 1 to n, such as 1/8 or 8/8, not {text!r}")
+    return int(parts[1]), int(parts[2])

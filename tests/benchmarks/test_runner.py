@@ -12,7 +12,9 @@ import time
 import psutil
 import pytest
 
-from benchmarks import cli, plan, records, runner
+from benchmarks import cli, executors, plan, records, runner
+from benchmarks.executors import Job
+from benchmarks.local import DiskProblem
 from benchmarks.records import Record
 from benchmarks.registry import Registry
 from benchmarks.runner import StoreError
@@ -105,8 +107,8 @@ def measured(cells, tmp_path_factory):
     """A run of four cells by two workers: its folder, its records, and what was told meanwhile."""
     folder, told = tmp_path_factory.mktemp("measured"), []
     open_run(folder, cells, settings={"x": 1}, bibliography=runner.bibliography(cells, Registry()))
-    finished = runner.run(folder, cells, workers=2, told=told.append)
-    return folder, finished, told
+    tally = runner.run(folder, cells, workers=2, told=told.append)
+    return folder, tally, told
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +134,12 @@ def shell(folder, *names, timeout=60, options=()):
 
 
 def test_every_cell_leaves_a_record(measured, cells):
-    folder, finished, told = measured
+    folder, tally, told = measured
     stored, unreadable = records.read_cells(folder)
     assert not unreadable and stored.keys() == {cell.id for cell in cells}
     assert {record.status for record in stored.values()} == {"ok"}
-    assert sorted(finished, key=lambda r: r.id) == sorted(stored.values(), key=lambda r: r.id)
+    assert tally.counts == {"ok": 4} and not tally.failed
+    assert {step.record.id: step.record for step in told} == stored
     assert [(step.done, step.total) for step in told] == [(i, 4) for i in (1, 2, 3, 4)]
     for record in stored.values():
         assert [block.block for block in record.blocks] == ["value", "theta", "phi"]
@@ -151,7 +154,13 @@ def test_the_run_folder_says_what_was_asked_for_and_where(measured, cells):
     assert set(manifest.bibliography) >= {"tucker2019", "luo2020"}
     facts = json.loads((folder / "environment.json").read_text())
     assert facts["torch"] and os.uname().nodename not in facts.values()
-    assert {each.name for each in folder.iterdir()} == {"manifest.json", "environment.json", "cells", "moments"}
+    assert {each.name for each in folder.iterdir()} == {
+        "manifest.json",
+        "environment.json",
+        "cells",
+        "moments",
+        ".index",
+    }
 
 
 def test_going_on_runs_nothing_again(measured, cells):
@@ -159,7 +168,7 @@ def test_going_on_runs_nothing_again(measured, cells):
     before = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
     left, done, set_aside = runner.pending(folder, cells)
     assert (left, done, set_aside) == ([], 4, [])
-    assert runner.run(folder, left) == []
+    assert runner.run(folder, left).counts.total() == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()} == before
 
 
@@ -186,8 +195,8 @@ def test_damaged_records_are_set_aside_and_measured_again_to_the_same_numbers(me
     names = {path.name for path in (folder / "cells").iterdir()}
     assert names == {f"{cells[0].id}.json", f"{damaged[0].name}.set-aside", f"{damaged[1].name}.set-aside"}
     # One worker in place of two, and the other way round.
-    again = {record.id: record for record in runner.run(folder, left[::-1], workers=1)}
-    first = {record.id: record for record in measured[1]}
+    assert runner.run(folder, left[::-1], workers=1).counts == {"ok": 3}
+    first, again = (records.read_cells(each)[0] for each in (measured[0], folder))
     assert {id: plain(record) for id, record in again.items()} == {id: plain(first[id]) for id in again}
 
 
@@ -265,8 +274,8 @@ def test_a_folder_that_cannot_be_written_to(cells, tmp_path, monkeypatch):
 
 def test_a_full_disk_stops_the_run(cells, tmp_path, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(StoreError, match="No space left"):
-        runner._failed(cells[0], full, None)  # what a worker met when it wrote its record
+    with pytest.raises(StoreError, match="No space left"):  # what a worker met when it wrote its record
+        executors.failed(Job(str(tmp_path)), cells[0], DiskProblem(str(full)))
     with pytest.raises(StoreError, match="No space left"), runner.writing():
         raise full
     (tmp_path / "cells").mkdir()

@@ -1,0 +1,231 @@
+"""Where cells are measured: worker processes of this machine, dask, or any ``concurrent.futures.Executor``.
+
+One loop drives all of them (:meth:`Engine.as_completed`). What is not of this machine is in :mod:`benchmarks.elsewhere`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, TimeoutError, wait
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from . import quiet, records, worker
+from .local import DiskProblem, Local, WorkerDied
+from .records import Cell, Record
+from .specs import SpecError
+
+TRIES = 3
+"""How often a cell is begun whose time ran out while it waited for others, before that counts as its own fault."""
+
+
+class StoreError(OSError):
+    """The run folder cannot be written to."""
+
+
+class ExecutorLost(RuntimeError):
+    """The executor has ended, or cannot be reached any more."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """What the operating system says against writing becomes a :class:`StoreError`."""
+    try:
+        yield
+    except OSError as problem:
+        raise StoreError(str(problem)) from problem
+
+
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_memory(workers: int) -> int:
+    """Bytes that one of some workers may take: its share of nine tenths of what there is, and no less than a quarter."""
+    total = psutil.virtual_memory().total
+    with suppress(OSError, ValueError):  # of the container
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return int(max(0.9 * total / workers, 0.25 * total))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all cells of a run have in common, as plain data.
+
+    ``memory`` is in bytes; ``token`` names the folder of locks that workers of one machine share.
+    """
+
+    folder: str
+    plugins: tuple[str, ...] = ()
+    timeout: float | None = None
+    memory: int | None = None
+    token: str = ""
+
+
+class Minder:
+    """Hands cells to local workers, and writes the record of a cell whose worker could not."""
+
+    def __init__(self, job: Job, workers: int, locks: str, devices: Sequence[str] = ()) -> None:
+        self.job, self.locks = job, locks
+        self.local = Local(workers, locks, timeout=job.timeout, memory=job.memory, devices=devices)
+        self.begun: Counter[str] = Counter()
+
+    def prepare(self, cell: Cell) -> Future[Any]:
+        """Begin what is to be done once for the problem of a cell."""
+        task = (self.job.folder, cell.model_dump(), self.job.plugins, usable_cores())
+        return self.local.submit(worker.prepare, *task, kin=kin(cell))
+
+    def submit(self, cell: Cell) -> Future[Any]:
+        """Begin a cell."""
+        return self.local.submit(worker.work, self.job.folder, cell.model_dump(), self.job.plugins, kin=kin(cell))
+
+    def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
+        """The record of a cell that has ended, or ``None`` if it is to be begun again.
+
+        Raises:
+            StoreError: if the record cannot be written.
+        """
+        problem = ended.exception()
+        if problem is None:
+            return Record.model_validate(ended.result())
+        # A cell that hangs keeps those beside it from taking their times: they are not to pay for it.
+        self.begun[cell.id] += 1
+        if isinstance(problem, TimeoutError) and quiet.has_waited(self.locks, cell.id) and self.begun[cell.id] < TRIES:
+            return None
+        return failed(self.job, cell, problem)
+
+
+def failed(job: Job, cell: Cell, problem: BaseException) -> Record:
+    """Write and return the record of a cell that left none.
+
+    Raises:
+        StoreError: if that cannot be written, or the cell's own could not.
+    """
+    if isinstance(problem, DiskProblem):
+        raise StoreError(str(problem)) from problem
+    if isinstance(problem, TimeoutError):
+        facts = {"status": "timeout", "reason": f"did not end within {job.timeout:g} seconds"}
+    elif isinstance(problem, WorkerDied):
+        facts = {"status": "killed", "reason": str(problem)}
+    else:
+        facts = {"status": "error", "reason": str(problem)[: worker.REASON]}
+    record = Record(id=cell.id, cell=cell, **facts)  # type: ignore[arg-type]
+    with writing():
+        records.write_cell(Path(job.folder), record)
+    return record
+
+
+def kin(cell: Cell) -> str:
+    """What of a cell comes from a plug-in file, ``""`` for nothing: such code is given a worker process of its own."""
+    parts = {"problem": cell.problem, "estimator": cell.estimator}
+    return "|".join(spec for part, spec in parts.items() if "+" in cell.versions.get(part, ""))
+
+
+class Engine(ABC):
+    """Runs cells, a bounded number of them at a time."""
+
+    @abstractmethod
+    def capacity(self) -> int:
+        """Cells that may be in flight at present."""
+
+    @abstractmethod
+    def prepare(self, cell: Cell) -> Future[Any]:
+        """Begin what is to be done once for the problem of a cell."""
+
+    @abstractmethod
+    def submit(self, cell: Cell) -> Future[Any]:
+        """Begin a cell."""
+
+    @abstractmethod
+    def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
+        """The record of a cell that has ended, or ``None`` if it is to be begun again."""
+
+    def as_completed(self, cells: Sequence[Cell]) -> Iterator[Record]:
+        """Records of the cells, in the order in which they end."""
+        waiting = deque(cells)
+        running: dict[Future[Any], Cell] = {}
+        while waiting or running:
+            while waiting and len(running) < self.capacity():
+                cell = waiting.popleft()
+                running[self.submit(cell)] = cell
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                record = self.outcome(cell, future)
+                if record is None:
+                    waiting.appendleft(cell)
+                else:
+                    yield record
+
+
+class Here(Engine):
+    """Worker processes on this machine."""
+
+    def __init__(self, minder: Minder, workers: int) -> None:
+        self.minder, self.workers = minder, workers
+
+    def capacity(self) -> int:
+        return self.workers
+
+    def prepare(self, cell: Cell) -> Future[Any]:
+        return self.minder.prepare(cell)
+
+    def submit(self, cell: Cell) -> Future[Any]:
+        return self.minder.submit(cell)
+
+    def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
+        return self.minder.outcome(cell, ended)
+
+
+@contextmanager
+def engine(name: str, options: dict[str, Any], workers: int, job: Job, devices: Sequence[str] = ()) -> Iterator[Engine]:
+    """The engine of a name, dismissed at the end; when an exception passes, cells in flight are cancelled.
+
+    Raises:
+        SpecError: if there is none of that name, or it cannot be made.
+    """
+    with ExitStack() as stack:
+        if name == "local":
+            if options:
+                raise SpecError(f"the local executor takes no --executor-arg, not {next(iter(options))!r}; see --jobs")
+            locks = tempfile.mkdtemp(prefix="gradest-")
+            stack.callback(shutil.rmtree, locks, ignore_errors=True)
+            limits = job if job.memory is not None or devices else replace(job, memory=usual_memory(workers))
+            minder = Minder(limits, workers, locks, devices)
+            executor: Executor = minder.local
+            made: Engine = Here(minder, workers)
+        else:
+            from . import elsewhere
+
+            job = replace(job, token=secrets.token_hex(8))
+            stack.callback(shutil.rmtree, Path(tempfile.gettempdir()) / f"gradest-{job.token}", ignore_errors=True)
+            executor, capacity = (
+                stack.enter_context(elsewhere.dask(options, workers))
+                if name == "dask"
+                else elsewhere.made(name, options, workers)
+            )
+            made = elsewhere.Elsewhere(executor, capacity, job)
+        try:
+            yield made
+        except BaseException:
+            _cancel(executor)
+            raise
+        executor.shutdown(wait=True)
+
+
+def _cancel(executor: Executor) -> None:
+    """Cancel what is in flight. Our own workers are gone when this returns; those of others are not waited for."""
+    try:
+        executor.shutdown(wait=isinstance(executor, Local), cancel_futures=True)
+    except TypeError:  # dask's knows no such argument, and cancels where it does not wait
+        executor.shutdown(wait=False)

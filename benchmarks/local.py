@@ -1,0 +1,304 @@
+"""Worker processes on this machine, as a ``concurrent.futures.Executor``.
+
+They are not those of a process pool. The standard pool loses all when one worker dies; others share one pipe
+among workers, wait forever for one that left by ``os._exit(0)``, go by the clock on the wall, and leave alive at a deadline
+what a worker has forked. Here each worker has a pipe and a process group of its own, and one thread watches over all.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import forkserver, util
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from . import worker
+
+START_SECONDS = 300.0
+"""A worker that has not reported for duty by then is given up."""
+TRIES = 3
+"""How often a task is begun anew after its worker died before it could begin."""
+
+
+class WorkerDied(RuntimeError):
+    """The worker process died while it was at this task. ``exitcode`` is negative for a signal."""
+
+    def __init__(self, exitcode: int | None, begun: bool = True) -> None:
+        super().__init__(f"its process died (exit code {exitcode})" if begun else f"no worker stays alive ({exitcode})")
+        self.exitcode = exitcode
+
+
+class DiskProblem(OSError):
+    """The worker could not write what it found."""
+
+
+class WorkFailed(RuntimeError):
+    """The worker raised something else, told in one line."""
+
+
+@dataclass
+class _Task:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    kin: str
+    future: Future[Any] = field(default_factory=Future)
+    deaths: int = 0
+
+
+@dataclass
+class _Slot:
+    """A place for one worker process, and what it is at."""
+
+    number: int
+    process: Any = None
+    pipe: Connection | None = None
+    ready: bool = False
+    since: float = 0.0
+    task: _Task | None = None
+    kin: str = ""
+
+
+class Local(Executor):
+    """Worker processes on this machine; each does one task at a time and is replaced when it is no longer fit for another.
+
+    Arguments:
+        workers: how many processes.
+        locks: a folder for the locks of :mod:`benchmarks.quiet`.
+        timeout: seconds of the monotonic clock that a task may take; then its whole process group is killed.
+        memory: bytes that one worker may take.
+        devices: identifiers of graphics processors; each worker sees one of them alone.
+
+    Tasks are functions of modules with plain arguments; they return what JSON can hold. ``kin`` names other people's code
+    that a task runs: its worker is not used afterwards for tasks of another kin. A future fails with ``TimeoutError``,
+    :class:`WorkerDied`, :class:`DiskProblem` or :class:`WorkFailed`.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        locks: str,
+        *,
+        timeout: float | None = None,
+        memory: int | None = None,
+        devices: Sequence[str] = (),
+    ) -> None:
+        self.locks, self.timeout, self.memory, self.devices = locks, timeout, memory, tuple(devices)
+        # Forked from a process that has done nothing but import torch: a new worker costs milliseconds, not seconds.
+        # Elsewhere than on Linux, system libraries do not survive a fork.
+        self._context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        self._slots = [_Slot(number) for number in range(workers)]
+        self._queue: deque[_Task] = deque()
+        self._closing = self._killing = False
+        self._lock = threading.Lock()
+        self._wake, self._waker = self._context.Pipe(duplex=False)
+        self._thread = threading.Thread(target=self._watch, name="gradest-workers", daemon=True)
+        self._thread.start()
+        # Run before multiprocessing waits for its children, in the main process and in those of a pool alike.
+        self._finalizer = util.Finalize(None, self.shutdown, kwargs={"cancel_futures": True}, exitpriority=100)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, kin: str = "") -> Future[Any]:  # type: ignore[override]
+        """Queue a task."""
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("these workers have been dismissed")
+            task = _Task(function, arguments, kin)
+            self._queue.append(task)
+            self._waker.send_bytes(b".")
+        return task.future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Dismiss the workers: after what is queued, or, with ``cancel_futures``, now."""
+        with self._lock:
+            self._killing = self._killing or cancel_futures
+            if not self._closing or cancel_futures:
+                self._closing = True
+                with suppress(OSError):  # the thread has ended
+                    self._waker.send_bytes(b".")
+        if wait:
+            self._thread.join()
+            self._finalizer.cancel()
+
+    def _watch(self) -> None:
+        try:
+            while not self._killing:
+                self._assign()
+                if self._closing and not self._queue and all(slot.task is None for slot in self._slots):
+                    return
+                by_handle: dict[Any, _Slot | None] = {self._wake: None}
+                for slot in self._slots:
+                    if slot.process is not None:
+                        by_handle |= {slot.pipe: slot, slot.process.sentinel: slot}
+                for handle in wait(list(by_handle), self._patience()):
+                    slot_or_none = by_handle[handle]
+                    if slot_or_none is None:
+                        self._wake.recv_bytes()
+                    elif slot_or_none.process is not None:
+                        self._attend(slot_or_none)
+                self._check_deadlines()
+        finally:
+            with self._lock:
+                self._closing = True
+            for slot in self._slots:
+                self._end(slot, CancelledError())
+            for task in self._queue:
+                task.future.cancel()
+            self._wake.close()
+            self._waker.close()
+
+    def _patience(self) -> float | None:
+        ends = [end for slot in self._slots if (end := self._deadline(slot)) is not None]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+    def _deadline(self, slot: _Slot) -> float | None:
+        if slot.process is None or slot.task is None:
+            return None
+        limit = self.timeout if slot.ready else START_SECONDS
+        return None if limit is None else slot.since + limit
+
+    def _check_deadlines(self) -> None:
+        for slot in self._slots:
+            end = self._deadline(slot)
+            if end is not None and time.monotonic() >= end:
+                self._end(slot, TimeoutError() if slot.ready else WorkerDied(None, begun=False))
+
+    def _assign(self) -> None:
+        while self._queue and (idle := [slot for slot in self._slots if slot.task is None]):
+            task = self._queue.popleft()
+            if not task.future.set_running_or_notify_cancel():
+                continue
+            slot = min(idle, key=lambda each: (each.kin != task.kin, each.kin != "", each.process is None))
+            if slot.process is not None and slot.kin not in ("", task.kin):
+                self._end(slot)
+            slot.task, slot.kin = task, task.kin or slot.kin
+            self._begin(slot)
+
+    def _begin(self, slot: _Slot) -> None:
+        """Have a worker for the slot's task, and hand it the task once the worker is there."""
+        assert slot.task is not None
+        slot.since = time.monotonic()
+        if slot.process is None:
+            slot.ready = False
+            try:
+                self._start(slot)
+            except (OSError, EOFError, RuntimeError) as problem:
+                self._died(slot, str(problem))
+        elif slot.ready:
+            with suppress(OSError):  # it has died: its sentinel says so
+                slot.pipe.send((slot.task.function, slot.task.arguments))  # type: ignore[union-attr]
+
+    def _start(self, slot: _Slot) -> None:
+        mine, theirs = self._context.Pipe()
+        environment = dict(os.environ)
+        if self.devices:
+            device = self.devices[slot.number % len(self.devices)]
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        settings = {"locks": self.locks, "memory": self.memory, "environment": environment, "parent": os.getpid()}
+        with _startable():
+            slot.process = self._context.Process(target=worker.serve, args=(theirs, settings), daemon=False)
+            try:
+                slot.process.start()
+            except BaseException:
+                slot.process = None
+                mine.close()
+                raise
+            finally:
+                theirs.close()
+        slot.pipe = mine
+        slot.kin = slot.task.kin if slot.task else ""
+
+    def _attend(self, slot: _Slot) -> None:
+        """A worker has sent something, or is dead."""
+        assert slot.pipe is not None
+        try:
+            if slot.pipe.poll():
+                answer = json.loads(slot.pipe.recv_bytes())
+            elif slot.process.is_alive():
+                return
+            else:
+                raise EOFError
+        except (OSError, EOFError, ValueError):
+            slot.process.join(1)
+            self._died(slot, slot.process.exitcode)
+            return
+        if not slot.ready:
+            slot.ready = True
+            self._begin(slot)
+            return
+        task, slot.task = slot.task, None
+        if answer.get("spent"):
+            self._end(slot)
+        if task is None:
+            return
+        if "value" in answer:
+            task.future.set_result(answer["value"])
+        elif "disk" in answer:
+            task.future.set_exception(DiskProblem(answer["disk"]))
+        else:
+            task.future.set_exception(WorkFailed(str(answer.get("error"))))
+
+    def _died(self, slot: _Slot, exitcode: Any) -> None:
+        task = slot.task
+        if task is None or slot.ready:
+            self._end(slot, WorkerDied(exitcode))
+            return
+        task.deaths += 1
+        slot.task = None
+        self._end(slot)
+        if task.deaths >= TRIES:
+            task.future.set_exception(WorkerDied(exitcode, begun=False))
+        else:
+            slot.task = task
+            self._begin(slot)
+
+    def _end(self, slot: _Slot, why: BaseException | None = None) -> None:
+        """Kill a worker with all of its process group, and let its task fail."""
+        process, slot.process = slot.process, None
+        task, slot.task = slot.task, None
+        if process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # no group yet, where it is still starting
+            process.kill()
+            process.join(5)
+            slot.pipe.close()  # type: ignore[union-attr]
+            slot.pipe, slot.ready, slot.kin = None, False, ""
+        if task is not None:
+            task.future.set_exception(why or WorkerDied(None))
+
+
+class _startable:
+    """While a worker is started: nothing of the working folder is taken for a module, and a daemon may have children.
+
+    The folder may well have a ``benchmarks`` of its own. Workers of dask are daemons, which multiprocessing forbids
+    to have children for fear of orphans; ours die with their parent.
+    """
+
+    turn = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.turn.acquire()
+        self.path = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+        self.daemon = config.pop("daemon", None)
+        # torch itself imports the second when vmap is first used, which takes a second.
+        forkserver.set_forkserver_preload(["benchmarks.worker", "torch._dynamo"])
+
+    def __exit__(self, *problem: object) -> None:
+        if self.path is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = self.path
+        if self.daemon is not None:
+            multiprocessing.current_process()._config["daemon"] = self.daemon  # type: ignore[attr-defined]
+        self.turn.release()

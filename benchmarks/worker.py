@@ -1,0 +1,286 @@
+"""What a worker process does: it measures one cell after another, and answers for the state that they leave behind.
+
+Estimators are other people's code. A worker has a session, a memory limit and a pair of pipe ends of its own; it says what
+an estimator changed that was not its to change, and whether it is fit for another cell (:func:`serve`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import random
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from . import quiet, records
+from .measure import run_cell
+from .records import Cell, Record
+from .registry import Registry
+
+REASON, TRACEBACK = 2_000, 20_000
+"""Characters of a reason and of a traceback that a record keeps."""
+NO_MEMORY = re.compile(r"MemoryError|bad_alloc|allocate memory|not enough memory", re.IGNORECASE)
+OF_DISK = re.compile(r"\w*Error: \[Errno \d+\]")
+_PID = 0
+_PIPE: Connection | None = None
+_MEMORY: int | None = None
+_SPENT = False
+
+
+def serve(pipe: Connection, settings: dict[str, Any]) -> None:
+    """The life of a worker: take a task, do it, tell what came of it, until the pipe closes.
+
+    Answers are JSON, so nothing that an estimator does to this process is unpickled by the parent: ``value``; or ``disk``,
+    what the operating system had against writing; or ``error``, what else went wrong; and with each of them ``spent``,
+    whether this process had better do nothing more.
+    """
+    global _PIPE
+    _PIPE = pipe
+    start(**settings)
+    pipe.send_bytes(b"{}")
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer: dict[str, Any] = {"value": function(*arguments)}
+        except OSError as problem:
+            answer = {"disk": str(problem)}
+        except BaseException as problem:
+            answer = {"error": told(problem)}
+        finally:
+            if os.getpid() != _PID:
+                os._exit(0)
+        answer["spent"] = _SPENT
+        try:
+            pipe.send_bytes(json.dumps(answer).encode())
+        except OSError:
+            return  # whoever asked is gone
+
+
+def start(locks: str, memory: int | None, environment: Mapping[str, str], parent: int | None) -> None:
+    """Make this process a worker.
+
+    Its own session: a signal meant for the parent's terminal group ends with the parent, and at a deadline the whole group
+    can be killed. It dies with its parent, and so does what it forks. What an estimator prints goes to standard error:
+    standard output belongs to the command. One thread each: the tensors of a batch are small, and threads that wait for
+    one another cost more than they give (measured: ten times slower softmax on two threads of a busy machine).
+    """
+    global _PID, _MEMORY
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(2, 1)
+    _PID, _MEMORY = os.getpid(), memory
+    die_with_parent(parent)
+    os.register_at_fork(after_in_child=_in_child)
+    torch.set_num_threads(1)
+    quiet.between(locks)
+    keep_freed_memory()
+    if memory is not None:
+        # Of the data segment and private mappings that can be written to, so that neither shared libraries nor the
+        # address space that a graphics driver reserves count.
+        with suppress(ValueError, OSError):  # a lower limit is set from outside
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def die_with_parent(parent: int | None) -> None:
+    """Ask the kernel, where it offers that, to kill this process with its parent, and to be told of orphans below it.
+
+    Elsewhere a thread looks after it once a second.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        pr_set_pdeathsig, pr_set_child_subreaper = 1, 36  # sys/prctl.h
+        libc.prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+        if parent is not None and not psutil.pid_exists(parent):
+            os._exit(1)
+    elif parent is not None:
+
+        def watch() -> None:
+            while psutil.pid_exists(parent):
+                threading.Event().wait(1)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_child() -> None:
+    """In a process that an estimator forked: no lock, no pipe to the parent, no longer life than the worker's."""
+    quiet.after_fork()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    if _PIPE is not None:
+        with suppress(OSError):
+            _PIPE.close()
+
+
+def keep_freed_memory() -> None:
+    """Where the C library is glibc, let this process keep large blocks of memory that it frees.
+
+    By default they go back to the system at once, and each batch of replicates pays for fresh pages again (measured: a
+    third fewer gradients per second on one thread).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        libc.mallopt(m_mmap_threshold, 32 * 2**20)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...], threads: int) -> None:
+    """Train what has to be trained, once, and write its curve into the run."""
+    problem = Registry(plugins).problem(cell["problem"], cell["dtype"], cell["device"])
+    torch.set_num_threads(threads)
+    try:
+        problem.prepare()
+    finally:
+        torch.set_num_threads(1)
+    training = problem.training_record()
+    if training is not None:
+        records.write(Path(folder) / "training" / f"{training.id}.json", training)
+
+
+def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[str, Any]:
+    """Measure a cell, write its record, and return it.
+
+    Raises:
+        OSError: if the record cannot be written.
+    """
+    global _SPENT
+    identity = Cell.model_validate(cell)
+    quiet.known_as(identity.id)
+    inputs = _inputs(identity, plugins)
+    before, digest = global_state(), inputs()
+    try:
+        found = run_cell(cell, plugins, folder)
+    except BaseException as problem:  # SystemExit, an exception that cannot be printed, text that is no Unicode
+        found = Record(id=identity.id, cell=identity, status="error", reason=told(problem)).model_dump(mode="json")
+    finally:
+        # A child that an estimator forked comes back here too; there is one record, and one to write it.
+        if os.getpid() != _PID and _PID:
+            os._exit(0)
+    if found["status"] == "error" and "in keep:" in found["traceback"] and OF_DISK.match(found["reason"]):
+        raise OSError(found["reason"])  # of the disk and not of the estimator
+    wrong = [f"it changed {what}" for what, value in global_state().items() if value != before[what]]
+    wrong += ["it changed the parameters or the data that it was given"] * (inputs() != digest)
+    wrong += ["it left a process running"] * end_children()
+    _SPENT = bool(wrong) or found["status"] == "error" or threading.active_count() > 1
+    if wrong and found["status"] in ("ok", "nonfinite"):
+        found |= {"status": "error", "reason": "; ".join(wrong), "blocks": [], "cost": {}}
+    elif found["status"] == "error" and _MEMORY is not None and NO_MEMORY.search(found["reason"]):
+        found["reason"] = f"{found['reason'][:REASON]}; a worker may take {_MEMORY / 2**30:.3g} GiB (--memory)"
+    found |= {"reason": text(found["reason"], 2 * REASON), "traceback": text(found["traceback"], TRACEBACK)}
+    record = Record.model_validate(found)
+    records.write_cell(Path(folder), record)
+    return record.model_dump(mode="json")
+
+
+def told(problem: BaseException) -> str:
+    """One line about an exception, whatever its own text does."""
+    try:
+        line = (str(problem).splitlines() or [""])[0]
+    except BaseException:
+        line = "its text cannot be shown"
+    return text(f"{type(problem).__name__}: {line}", REASON)
+
+
+def text(given: str, length: int) -> str:
+    """What a record can hold of a text: at most so many characters, all of them Unicode."""
+    return given[:length].encode("utf-8", "replace").decode()
+
+
+def global_state() -> dict[str, Any]:
+    """What an estimator could change for all that come after it, by a name fit to be shown."""
+    name, keys, place, *rest = np.random.get_state(legacy=True)
+    return {
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": str(torch.get_default_device()),
+        "torch's global random state": torch.get_rng_state().numpy().tobytes(),
+        "numpy's global random state": (name, keys.tobytes(), place, *rest),
+        "Python's global random state": random.getstate(),
+        "torch's number of threads": torch.get_num_threads(),
+        "torch's gradient mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "torch's anomaly mode": torch.is_anomaly_enabled(),
+        "torch's matrix precision": torch.get_float32_matmul_precision(),
+        "how denormal numbers are treated": float(torch.full((64,), 1e-310, dtype=torch.float64).mul(1.0)[0]),
+        "numpy's error handling": np.geterr(),
+        "the working folder": _here(),
+        # torch names its own cache folders there when it first compiles something
+        "environment variables": {
+            k: v for k, v in os.environ.items() if not k.startswith(("TORCH", "_TORCH", "TRITON"))
+        },
+        "signal handlers": tuple(signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)),
+    }
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return ""
+
+
+def _inputs(cell: Cell, plugins: tuple[str, ...]) -> Callable[[], str]:
+    """A function that digests what an estimator is handed: parameters and data of the problem, which later cells share.
+
+    Plug-ins are loaded here for the first time; what that does to random state and default dtype is undone, since many a
+    script begins with a seed.
+    """
+    dtype, state = torch.get_default_dtype(), torch.get_rng_state()
+    others = np.random.get_state(), random.getstate()
+    try:
+        problem = Registry(plugins).problem(cell.problem, cell.dtype, cell.device)
+        _ = problem.parameters
+    except Exception:
+        return lambda: ""  # the cell meets it again, and says so
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_rng_state(state)
+        np.random.set_state(others[0])
+        random.setstate(others[1])
+
+    def digest() -> str:
+        whole = hashlib.sha256()
+        leaves = torch.utils._pytree.tree_leaves((problem.data, problem.parameters))
+        for leaf in (each for each in leaves if isinstance(each, torch.Tensor)):
+            whole.update(str((leaf.shape, leaf.dtype)).encode())
+            whole.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return whole.hexdigest()
+
+    return digest
+
+
+def end_children() -> bool:
+    """Kill whatever this process, or one of its children, has started and left running; whether there was any."""
+    if sys.platform == "linux":  # psutil looks at every process of the machine
+        with suppress(OSError):
+            if not any(path.read_text().strip() for path in Path("/proc/self/task").glob("*/children")):
+                return False
+    found, children = False, psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.Error):
+            found = found or child.status() != psutil.STATUS_ZOMBIE
+            child.kill()
+    psutil.wait_procs(children, timeout=5)
+    return found

@@ -1,0 +1,208 @@
+"""Estimators that misbehave, each in one way; as a plug-in file, for the tests beside it."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+from estimators import Estimator, Target, Weights
+
+
+class Right(Estimator):
+    """Nothing is wrong with it, but that it talks."""
+
+    needs = frozenset({"reparameterizable"})
+
+    @property
+    def targets(self):
+        return {"theta": Target("elbo"), "phi": Target("elbo")}
+
+    def weights(self, log_w):
+        self.mischief(log_w)
+        return Weights(1 / self.num_samples, None, 1 / self.num_samples)
+
+    def mischief(self, log_w):
+        print("an estimator that talks")
+
+
+class Raises(Right):
+    def mischief(self, log_w):
+        raise RuntimeError("on purpose")
+
+
+class RaisesHalfACharacter(Right):
+    def mischief(self, log_w):
+        raise RuntimeError("\ud800" * 10_000)
+
+
+class RaisesWhatCannotBeShown(Right):
+    def mischief(self, log_w):
+        class Mute(Exception):
+            def __str__(self):
+                raise ValueError("no text")
+
+        raise Mute
+
+
+class SaysThatTheDiskIsFull(Right):
+    def mischief(self, log_w):
+        raise OSError(28, "No space left on device")
+
+
+class Interrupts(Right):
+    def mischief(self, log_w):
+        raise KeyboardInterrupt
+
+
+class Leaves(Right):
+    def mischief(self, log_w):
+        sys.exit(3)
+
+
+class LeavesAtOnce(Right):
+    def mischief(self, log_w):
+        os._exit(0)  # not even an exit code tells
+
+
+class KillsItself(Right):
+    def mischief(self, log_w):
+        os.kill(os.getpid(), 9)
+
+
+class ClosesAllFiles(Right):
+    def mischief(self, log_w):
+        os.closerange(3, 256)
+
+
+class Hangs(Right):
+    def mischief(self, log_w):
+        time.sleep(600)
+
+
+class Allocates(Right):
+    def mischief(self, log_w):
+        held = []
+        while True:
+            held.append(torch.ones(2**24))
+
+
+class AllocatesLists(Right):
+    def mischief(self, log_w):
+        held = []
+        while True:
+            held.append(bytearray(2**26))
+
+
+class NotANumber(Right):
+    def weights(self, log_w):
+        return Weights(torch.where(log_w > log_w.mean(0), torch.nan, 1.0), None, 1.0)
+
+
+class Infinite(Right):
+    def weights(self, log_w):
+        return Weights(torch.full_like(log_w, torch.inf), None, 1.0)
+
+
+class Misshapen(Right):
+    def weights(self, log_w):
+        return Weights(torch.ones(7), None, 1.0)
+
+
+class GivesText(Right):
+    def weights(self, log_w):
+        return "weights"
+
+
+class SetsDtype(Right):
+    def mischief(self, log_w):
+        torch.set_default_dtype(torch.float16)
+
+
+class SeedsTorch(Right):
+    def mischief(self, log_w):
+        torch.manual_seed(1)
+
+
+class SeedsOthers(Right):
+    def mischief(self, log_w):
+        np.random.seed(1)
+        random.seed(2)
+
+
+class TakesThreads(Right):
+    def mischief(self, log_w):
+        torch.set_num_threads(2)
+
+
+class ChangesFolder(Right):
+    def mischief(self, log_w):
+        os.chdir("/")
+
+
+class SetsVariables(Right):
+    def mischief(self, log_w):
+        os.environ["GRADEST_CACHE"] = "/nowhere"
+
+
+class ChangesParameters(Right):
+    def gradient(self, model, parameters, noise):
+        for block in parameters.values():
+            for leaf in block.values():
+                leaf.add_(1)
+        return super().gradient(model, parameters, noise)
+
+
+class ChangesData(Right):
+    def gradient(self, model, parameters, noise):
+        model.data.mul_(2)
+        return super().gradient(model, parameters, noise)
+
+
+class PatchesTorch(Right):
+    """Nothing of this can be seen from outside; whoever comes next is not to meet it."""
+
+    def mischief(self, log_w):
+        torch.logsumexp = torch.Tensor.logsumexp = torch.Tensor.softmax = None
+
+
+class Forks(Right):
+    """Both processes go on as if they were the only one."""
+
+    forked = False
+
+    def mischief(self, log_w):
+        if not Forks.forked:
+            Forks.forked = True
+            os.fork()
+
+
+class ForksASleeper(Forks):
+    def mischief(self, log_w):
+        if not Forks.forked:
+            Forks.forked = True
+            if os.fork() == 0:
+                time.sleep(600)
+
+
+class ForksAndExits(Right):
+    def mischief(self, log_w):
+        if os.fork() == 0:
+            sys.exit(3)
+        os.wait()
+
+
+class StartsADaemon(Forks):
+    def mischief(self, log_w):
+        if not Forks.forked:
+            Forks.forked = True
+            subprocess.Popen(["sleep", "600"], start_new_session=True)
+
+
+class Last(Right):
+    pass

@@ -1,0 +1,118 @@
+"""Estimators that misbehave in a run cost themselves alone, and say how."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import records
+
+HOSTILE = Path(__file__).with_name("hostile.py")
+CHANGED = "it changed "
+# Which words are to be in the reason. First one that hangs: those beside it wait for it before they take their times.
+EXPECTED = {
+    "Hangs": ("timeout", "did not end within 8 seconds"),
+    "Raises": ("error", "RuntimeError: on purpose"),
+    "RaisesHalfACharacter": ("error", "RuntimeError: ?????"),
+    "RaisesWhatCannotBeShown": ("error", "ValueError: no text"),
+    "SaysThatTheDiskIsFull": ("error", "No space left on device"),
+    "Interrupts": ("error", "KeyboardInterrupt"),
+    "Leaves": ("error", "SystemExit: 3"),
+    "LeavesAtOnce": ("killed", "its process died (exit code 0)"),
+    "KillsItself": ("killed", "its process died (exit code -9)"),
+    "ClosesAllFiles": ("killed", "its process died"),
+    "Allocates": ("error", "a worker may take 1 GiB (--memory)"),
+    "AllocatesLists": ("error", "a worker may take 1 GiB (--memory)"),
+    "NotANumber": ("nonfinite", "100 of 100 replicates are not finite"),
+    "Infinite": ("nonfinite", "100 of 100 replicates are not finite"),
+    "Misshapen": ("error", "RuntimeError: The expanded size"),
+    "GivesText": ("error", "Error: "),
+    "SetsDtype": ("error", CHANGED + "the default dtype"),
+    "SeedsTorch": ("error", CHANGED + "torch's global random state"),
+    "SeedsOthers": ("error", CHANGED + "numpy's global random state; it changed Python's global random state"),
+    "TakesThreads": ("error", CHANGED + "torch's number of threads"),
+    "ChangesFolder": ("error", CHANGED + "the working folder"),
+    "SetsVariables": ("error", CHANGED + "environment variables"),
+    "ChangesParameters": ("error", CHANGED + "the parameters or the data"),
+    "ChangesData": ("error", CHANGED + "the parameters or the data"),
+    "PatchesTorch": ("ok", ""),
+    "ForksASleeper": ("error", "it left a process running"),
+    "ForksAndExits": ("ok", ""),
+    "StartsADaemon": ("error", "it left a process running"),
+}
+TWIN = "Forks"  # two processes go on, and either may come to the end first
+FINE = ("Last", "iwae", "dreg")
+
+
+def command(*names, out):
+    chosen = [word for name in names for word in ("-e", name)]
+    limits = ["-j", "2", "--timeout", "8", "--memory", "1"]
+    return ["run", "--plugin", HOSTILE, "-p", "gaussian-1d", *chosen, "-K", "2", "-R", "100", *limits, "-o", out]
+
+
+@pytest.fixture(scope="module")
+def hostile(gradest, tmp_path_factory):
+    """All of them in one run, and after them some with which nothing is wrong."""
+    folder = tmp_path_factory.mktemp("hostile")
+    done = gradest(*command(*EXPECTED, TWIN, *FINE, out=folder), env={**os.environ, "GRADEST_TEST": str(folder)})
+    return folder, done, running(str(folder))
+
+
+def running(mark):
+    """Processes that a run, or one of these estimators, has left behind: they inherit its environment."""
+    found = []
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            if each.environ().get("GRADEST_TEST") == mark and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each.cmdline())
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_name(hostile, stored):
+    return {record.cell.estimator: record for record in stored(hostile[0]).values()}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_says_what_it_did(by_name, name):
+    status, words = EXPECTED[name]
+    assert (by_name[name].status, words in by_name[name].reason) == (status, True), by_name[name].reason
+    assert len(by_name[name].reason) <= 4_000
+
+
+def test_of_twins_one_leaves_a_record(by_name):
+    assert by_name[TWIN].status == "ok" or by_name[TWIN].reason == "it left a process running"
+
+
+def test_all_others_finish_and_the_run_says_so(hostile, by_name):
+    _, done, _ = hostile
+    assert by_name.keys() == {*EXPECTED, TWIN, *FINE}
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "an estimator that talks" in done.stderr  # and not on standard output
+    fine = len(FINE) + sum(status == "ok" for status, _ in EXPECTED.values()) + (by_name[TWIN].status == "ok")
+    assert done.stdout.startswith(f"{fine} cells measured, {len(by_name) - fine} failed")
+    assert done.stdout.count("\n") == 1
+
+
+def test_later_cells_are_bit_identical_to_a_run_without(hostile, gradest, same, tmp_path):
+    folder, _, _ = hostile
+    assert gradest(*command(*FINE, out=tmp_path)).returncode == 0
+    assert same(tmp_path, folder) == len(FINE)
+
+
+def test_nothing_is_left_running(hostile):
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, "GRADEST_TEST": "seen"}) as child:
+        assert running("seen")  # it would be
+        child.kill()
+    assert hostile[2] == []
+
+
+def test_what_they_did_is_on_no_list_of_things_done(hostile):
+    folder, _, _ = hostile
+    done = {id for id, (status, _) in records.summary(folder).cells.items() if status in ("ok", "refused")}
+    assert {record.id for record in records.read_cells(folder)[0].values() if record.status == "ok"} == done

@@ -1,0 +1,269 @@
+"""Damage to a run folder, and whatever keeps a run from writing to it: told clearly, the rest intact, made good on resume."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plan, records, runner
+from benchmarks.registry import Registry
+
+HOSTILE = Path(__file__).with_name("hostile.py")
+ASKED = ["run", "-p", "gaussian-1d", "-e", "iwae", "-e", "dreg", "-K", "2,3", "-R", "100", "-j", "2", "-o"]
+KNOWN = {"manifest.json", "environment.json", "cells", "moments", ".index"}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    changes = {"problems": ["gaussian-1d"], "estimators": ["iwae", "dreg"], "num_samples": [2, 3], "replicates": 100}
+    return plan.cells(plan.configure(None, changes), Registry())[0]
+
+
+def go_on(folder, cells):
+    """What ``gradest run`` does in a folder; how many cells were measured."""
+    runner.open_run(folder, cells, command="", settings={}, bibliography={}, workers=2)
+    return runner.run(folder, runner.pending(folder, cells)[0], workers=2).counts.total()
+
+
+@pytest.fixture(scope="module")
+def whole(cells, tmp_path_factory):
+    """A run of four cells that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert go_on(folder, cells) == 4
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+def test_damaged_records_are_named_and_measured_again(folder, whole, cells, same):
+    paths = sorted((folder / "cells").glob("*.json"))
+    paths[0].write_bytes(paths[0].read_bytes()[:-50])
+    flip(paths[1], paths[1].read_bytes().index(b'"seconds"') + 2)
+    paths[2].write_bytes(b"")
+    damaged = {path.name for path in paths[:3]}
+    assert records.read_cells(folder)[1].keys() == damaged
+    left, done, told = runner.pending(folder, cells)
+    assert ({f"{cell.id}.json" for cell in left}, done, len(told)) == (damaged, 1, 3)
+    before = paths[3].read_bytes()
+    assert go_on(folder, cells) == 3
+    assert same(whole, folder) == 4 and paths[3].read_bytes() == before
+
+
+def test_the_index_hides_no_damage(folder, cells):
+    """A bit is flipped in place, and the times of the file are put back: inode, size and modification time are the same."""
+    known = records.summary(folder)
+    assert len(known.cells) == 4 and not known.unreadable
+    path = sorted((folder / "cells").glob("*.json"))[0]
+    before = path.stat()
+    flip(path, random.Random(0).randrange(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    marks = [(each.st_ino, each.st_size, each.st_mtime_ns) for each in (before, after)]
+    assert marks[0] == marks[1]
+    assert records.summary(folder).unreadable.keys() == {path.name}
+    assert len(runner.pending(folder, cells)[0]) == 1
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "torn", "flipped", "of another folder", "noise"])
+def test_a_damaged_index_changes_nothing(folder, whole, damage):
+    index = folder / ".index"
+    expected = records.summary(whole)
+    assert records.summary(folder) == expected
+    content = index.read_bytes()
+    if damage == "absent":
+        index.unlink()
+    else:
+        changed = {
+            **{"empty": b"", "torn": content[: len(content) // 2], "flipped": content.replace(b" ok ", b" error ")},
+            **{"of another folder": (whole / ".index").read_bytes(), "noise": bytes(range(256)) * 40},
+        }
+        index.write_bytes(changed[damage])
+    assert records.summary(folder) == expected
+    assert records.summary(folder) == expected  # and once more, by the index that was made good
+
+
+def test_the_index_spares_reading(folder, monkeypatch):
+    expected = records.summary(folder)
+
+    def refuse(*arguments):
+        raise AssertionError("a record was read")
+
+    monkeypatch.setattr(records, "_read_cell", refuse)
+    assert records.summary(folder) == expected
+
+
+def test_a_moved_or_copied_folder_goes_on(folder, cells, whole, same, tmp_path):
+    sorted((folder / "cells").glob("*.json"))[0].unlink()
+    moved = tmp_path / "elsewhere"
+    folder.rename(moved)
+    assert go_on(moved, cells) == 1
+    copied = shutil.copytree(moved, tmp_path / "copied")
+    assert go_on(copied, cells) == 0
+    assert same(whole, copied) == 4
+
+
+def test_clocks_do_not_matter(folder, cells):
+    for number, path in enumerate(sorted((folder / "cells").glob("*.json"))):
+        os.utime(path, (10**9 * (number % 2) * 3, 10**9 * (number % 2) * 3))  # 1970, and 2065
+    assert runner.pending(folder, cells)[:2] == ([], 4)
+
+
+def test_a_failure_does_not_take_the_place_of_a_result(folder, stored):
+    for record in stored(folder).values():
+        failure = records.Record(id=record.id, cell=record.cell, status="killed")
+        records.write_cell(folder, failure)
+        assert stored(folder)[record.id] == record
+        records.write(folder / "cells" / f"{record.id}.json", failure)
+        records.write_cell(folder, record.model_copy(update={"status": "error"}))
+        assert stored(folder)[record.id].status == "error"
+
+
+def test_two_runs_in_one_folder(gradest, whole, same, tmp_path):
+    both = [gradest.start(*ASKED, tmp_path) for _ in range(2)]
+    printed = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    # They did meet: together they measured more cells than there are, or each of them some.
+    measured = [int(out.split()[0]) for out, _ in printed]
+    assert sum(measured) >= 4 and all("Traceback" not in err for _, err in printed)
+    assert same(whole, tmp_path) == 4
+    assert {each.name for each in tmp_path.iterdir()} == KNOWN
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_folder_that_may_only_be_read(gradest, whole):
+    """The superuser may write anywhere, so that right is dropped first."""
+    place = Path(tempfile.mkdtemp())
+    try:
+        folder = shutil.copytree(whole, place / "run")
+        sorted((folder / "cells").glob("*.json"))[0].unlink()
+        for each in [place, *place.rglob("*")]:
+            each.chmod(0o555 if each.is_dir() else 0o444)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        done = gradest(*ASKED, folder, preexec_fn=give_up_rights)
+        assert done.returncode == 3, done.stderr
+        assert done.stderr.startswith("gradest: ") and done.stderr.count("\n") == 1 and str(folder) in done.stderr
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    finally:
+        for each in [place, *place.rglob("*")]:
+            each.chmod(0o755)
+        shutil.rmtree(place)
+
+
+def give_up_rights():
+    """Of capabilities, the one by which the superuser writes where nobody may."""
+    pr_capbset_drop, cap_dac_override = 24, 1
+    if os.geteuid() == 0:
+        assert ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0) == 0
+
+
+FULL = """
+import sys
+from benchmarks import runner
+from benchmarks.cli import main
+runner.LEAST_FREE_BYTES = 0  # the disk has room when the run begins
+main()
+"""
+
+
+def test_a_disk_that_fills_up(whole, same, tmp_path):
+    """A file system of few pages where this process may mount one; else files of few bytes, which fail in the same call."""
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    command = " ".join([sys.executable, "-c", '"$FULL"', *ASKED, str(disk / "run")])
+    pages = 10  # of 4 KiB: room for the manifest and a record or two
+    script = f"""
+        mount -t tmpfs -o size={pages * 4096} none {disk} || exit 77
+        {command}; echo "first: $?"; cp -r {disk}/run {kept}
+        mount -o remount,size=10m {disk}
+        {command}; echo "second: $?"; cp -r {disk}/run {tmp_path}/resumed
+    """
+    environment = {**os.environ, "FULL": FULL}
+    mounted = subprocess.run(
+        ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else []), "sh", "-c", script],
+        **{"capture_output": True, "text": True, "env": environment},
+    )
+    if mounted.returncode == 77 or "unshare" in mounted.stderr:
+        size = max(path.stat().st_size for path in whole.glob("*.json"))
+        script = f"""
+            (ulimit -f {size // 512 + 1}; {command}); echo "first: $?"; cp -r {disk}/run {kept}
+            {command}; echo "second: $?"; cp -r {disk}/run {tmp_path}/resumed
+        """
+        mounted = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=environment)
+    assert "first: 3\n" in mounted.stdout and "second: 0\n" in mounted.stdout, mounted
+    assert "No space left" in mounted.stderr or "File too large" in mounted.stderr
+    assert "Traceback" not in mounted.stderr and "run the same command again" in mounted.stderr
+    found, unreadable = records.read_cells(kept)
+    assert not unreadable and len(found) < 4
+    assert {record.status for record in found.values()} <= {"ok"}
+    assert same(whole, tmp_path / "resumed") == 4
+
+
+def interrupt(process, times=1, number=signal.SIGINT):
+    """As a terminal does: to the whole foreground group."""
+    for _ in range(times):
+        os.killpg(process.pid, number)
+        time.sleep(0.3)
+
+
+HANGING = ["--plugin", HOSTILE, "-e", "Last", "-e", "Hangs"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_interrupt_stops_cleanly(gradest, workers_of, until, stored, tmp_path, number):
+    process = gradest.start(*ASKED, tmp_path, *HANGING, start_new_session=True)
+    # One of the workers is in an endless sleep, so the run cannot end by itself.
+    until(lambda: len(list(tmp_path.glob("cells/*.json"))) >= 3)
+    below = workers_of(process)
+    assert below and process.poll() is None
+    interrupt(process, number=number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("gradest: stopped; finished cells are kept, run the same command again")
+    assert "Traceback" not in err
+    assert not any(each.is_running() and each.status() != "zombie" for each in below)
+    assert len(stored(tmp_path)) >= 3 and {record.status for record in stored(tmp_path).values()} == {"ok"}
+
+
+STUCK = """
+import time
+from benchmarks import local
+from benchmarks.cli import main
+local.Local.shutdown = lambda *arguments, **options: time.sleep(600)
+main()
+"""
+
+
+def test_the_second_interrupt_stops_at_once(workers_of, until, stored, tmp_path):
+    """What is to be done on the first takes for ever."""
+    command = [sys.executable, "-c", STUCK, *map(str, [*ASKED, tmp_path, *HANGING])]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until(lambda: len(list(tmp_path.glob("cells/*.json"))) >= 3)
+    below = workers_of(process)
+    interrupt(process)
+    time.sleep(0.5)
+    assert below and process.poll() is None  # in the middle of cleaning up
+    interrupt(process)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("gradest: stopped at once")
+    until(lambda: not any(each.is_running() and each.status() != "zombie" for each in below))
+    assert len(stored(tmp_path)) >= 3
