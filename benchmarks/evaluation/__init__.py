@@ -1,0 +1,26 @@
+"""How good a model and a guide are, once trained: log p(x) by several roads, active units, and where the bound is lost."""
+
+from __future__ import annotations
+
+from .annealing import Annealing, annealed_importance_sampling, bidirectional
+from .coding import Code, lossy_code
+from .gaps import Gaps, variational_gaps
+from .likelihood import Likelihood, active_units, importance_sampling
+from .refinement import Refined, corrected, hamiltonian, langevin
+
+__all__ = [
+    "Annealing",
+    "Code",
+    "Gaps",
+    "Likelihood",
+    "Refined",
+    "active_units",
+    "annealed_importance_sampling",
+    "bidirectional",
+    "corrected",
+    "hamiltonian",
+    "importance_sampling",
+    "langevin",
+    "lossy_code",
+    "variational_gaps",
+]

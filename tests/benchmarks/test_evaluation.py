@@ -1,0 +1,137 @@
+"""Evaluation of a trained model against the linear VAE, whose log p(x), gaps and posterior are closed forms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from arviz_stats.base import array_stats
+from scipy import stats
+
+from benchmarks.evaluation import (
+    Annealing,
+    active_units,
+    annealed_importance_sampling,
+    bidirectional,
+    importance_sampling,
+    variational_gaps,
+)
+from benchmarks.evaluation.annealing import upper_bound
+from benchmarks.problems import LinearGaussian
+
+PROBLEM = LinearGaussian(dim=3, data_dim=4, points=6, seed=2)
+
+
+def log_marginals(weight, bias, noise_scale, x):
+    """log N(x; b, A A' + s^2 I) by scipy, one number for each data point."""
+    covariance = weight @ weight.T + noise_scale**2 * np.eye(len(bias))
+    return torch.tensor(np.atleast_1d(stats.multivariate_normal(bias, covariance).logpdf(x)))
+
+
+def truth(problem=PROBLEM):
+    theta = {name: leaf.numpy() for name, leaf in problem.parameters["theta"].items()}
+    return log_marginals(theta["weight"], theta["bias"], float(np.exp(theta["log_noise_scale"])), problem.data.numpy())
+
+
+def test_importance_sampling_is_a_streamed_bound(monkeypatch):
+    """Chunks of any size give the bound of all samples at once, and its mean over runs is below log p(x)."""
+    found = []
+    for chunk in (2**22, 2**12):
+        monkeypatch.setattr("benchmarks.evaluation.likelihood.CHUNK", chunk)
+        found.append(importance_sampling(PROBLEM, PROBLEM.parameters, 2000, torch.Generator().manual_seed(1)))
+    assert not torch.equal(found[0].bound, found[1].bound)  # another order of draws
+    assert float((found[0].bound - found[1].bound).abs().max()) < 0.5
+    guide = PROBLEM.guide(PROBLEM.parameters["phi"])
+    stream = torch.Generator().manual_seed(1)
+    guide.noise((1,), stream)
+    z = guide.transform(guide.noise((2000,), stream))
+    log_w = PROBLEM.log_joint(PROBLEM.parameters["theta"], z) - guide.log_prob(z)
+    torch.testing.assert_close(found[0].bound, log_w.logsumexp(0) - math.log(2000))
+    torch.testing.assert_close(found[0].elbo, log_w.mean(0))
+    for column, khat in zip(log_w.exp().T.numpy(), found[0].khat.tolist(), strict=True):
+        assert khat == pytest.approx(float(array_stats.pareto_khat(column[None], r_eff=1.0, tail="right")), abs=0.02)
+
+
+def test_importance_sampling_where_weights_are_bounded_finds_log_p():
+    """rho > 1 for a wide guide: weights are bounded, and the mean weight has a standard error that can be used."""
+    wide = LinearGaussian(dim=2, data_dim=3, points=4, seed=5, perturbation=0.0)
+    phi = {"loc": wide.parameters["phi"]["loc"], "log_scale": wide.parameters["phi"]["log_scale"] + 0.6}
+    found = importance_sampling(wide, {**wide.parameters, "phi": phi}, 20_000, torch.Generator().manual_seed(0))
+    ratio = (found.bound - truth(wide)).exp()
+    assert float((ratio - 1).abs().max()) < 4.5 * 1.5 / math.sqrt(
+        20_000
+    )  # the weights' relative deviation is below 1.5
+    assert bool((found.kl > 0).all()) and bool((found.khat < 0.3).all())
+
+
+def test_annealing_finds_log_p():
+    """E exp(log weight) = p(x): 4.5 standard errors over 64 chains, six data points (4e-5)."""
+    prior = PROBLEM.prior(PROBLEM.parameters["theta"])
+    settings = Annealing(steps=150, chains=64)
+    found = annealed_importance_sampling(PROBLEM, PROBLEM.parameters, prior, torch.Generator().manual_seed(0), settings)
+    weights = (found.log_weights - truth()).exp()
+    z = (weights.mean(0) - 1) / (weights.std(0) / math.sqrt(64))
+    assert float(z.abs().max()) < 4.5, z
+    assert float((found.acceptance - 0.65).abs().max()) < 0.15  # the step size starts small and has 150 moves to grow
+    # and far better than the prior's samples alone, whose weights hardly overlap with the posterior
+    assert float(weights.std(0).max()) < 1.5
+
+
+@dataclass(frozen=True)
+class Simulated(LinearGaussian):
+    """The same model, with data of its own."""
+
+    drawn: torch.Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def data(self):
+        return self.drawn
+
+
+def test_bidirectional_bounds_hold_the_truth_between_them():
+    """On simulated data the mean gap to either side is at most a tenth of a nat here, and the truth within 4.5 errors."""
+    theta = PROBLEM.parameters["theta"]
+    g = torch.Generator().manual_seed(7)
+    z = torch.randn(6, 3, generator=g, dtype=torch.float64)
+    x = z @ theta["weight"].T + theta["bias"]
+    x = x + theta["log_noise_scale"].exp() * torch.randn(6, 4, generator=g, dtype=torch.float64)
+    model = Simulated(dim=3, data_dim=4, points=6, seed=2, drawn=x)
+    exact = log_marginals(theta["weight"].numpy(), theta["bias"].numpy(), 1.0, x.numpy())
+    lower, reverse = bidirectional(model, PROBLEM.parameters, z, model.prior(theta), g, Annealing(steps=100, chains=32))
+    upper = upper_bound(reverse)
+    for low, high, log_p in zip(lower.log_weights.T, reverse.log_weights.T, exact.tolist(), strict=True):
+        above, below = (low - log_p).exp(), (log_p - high).exp()
+        assert abs(float(above.mean() - 1)) < 4.5 * float(above.std()) / math.sqrt(32)
+        assert below.mean() > 0
+    assert float((lower.log_marginal - exact).mean()) < 0.1
+    assert float((upper - exact).mean()) > -0.1
+    assert float((upper - lower.log_marginal).mean()) < 0.3
+
+
+def test_gaps_are_the_closed_forms():
+    """Approximation gap (sum log P_dd - log det P) / 2 and nothing for a full-rank family; together they are the KL."""
+    weight = PROBLEM.parameters["theta"]["weight"].numpy()
+    precision = np.eye(3) + weight.T @ weight
+    approximation = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
+    g = torch.Generator().manual_seed(3)
+    diagonal = variational_gaps(PROBLEM, PROBLEM.parameters, truth(), g, max_steps=1000)
+    full = variational_gaps(PROBLEM, PROBLEM.parameters, truth(), g, family="full-rank", max_steps=1000)
+    assert float((diagonal.approximation - approximation).abs().max()) < 0.05
+    assert float(full.approximation.abs().max()) < 1e-6  # the path derivative has no noise at the posterior
+    phi = PROBLEM.parameters["phi"]
+    residual = (PROBLEM.data - PROBLEM.parameters["theta"]["bias"]).numpy()
+    mean = np.linalg.solve(precision, weight.T @ residual.T).T
+    variance = (2 * phi["log_scale"]).exp().numpy()
+    shift = mean - phi["loc"].numpy()
+    kl = 0.5 * (variance @ np.diag(precision) + np.einsum("nd,de,ne->n", shift, precision, shift) - 3
+                - np.linalg.slogdet(precision)[1] - np.log(variance).sum(1))  # fmt: skip
+    both = (diagonal.approximation + diagonal.amortisation).numpy()
+    np.testing.assert_allclose(both, kl, atol=0.15)  # 5,000 samples of log w, whose deviation is below 2
+
+
+def test_active_units_are_those_that_vary():
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.05, 0.5])
+    assert active_units(x).tolist() == [True, False, True]
