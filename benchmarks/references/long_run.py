@@ -19,18 +19,21 @@ from ..streams import batch_rows, generator
 from .truth import Truth
 
 SOURCES: dict[str, tuple[str, ...]] = {
-    "elbo": ("sticking-the-landing", "reparameterization-analytic-kl"),
-    "iwae": ("dreg", "iwae"),
+    "elbo": ("sticking-the-landing", "reparameterization-analytic-kl", "leave-one-out", "score-function"),
+    "iwae": ("dreg", "iwae", "vimco", "multi-sample-score"),
 }
-"""By target: the estimator that gives the reference, and the one that does when the first is itself under test."""
+"""By target: estimators that give the reference, of which the first serves that is not itself under test."""
 PARTS = 16
 
 
 def long_run(problem: Problem, target: Target, under_test: Estimator, count: int) -> dict[str, Truth]:
     """Truth for ``value``, ``theta`` and ``phi`` from ``count`` replicates; empty where no estimator is known to serve."""
     for name in SOURCES.get(target.name, ()):
-        source = estimators.get(name, num_samples=target.num_samples or 1)
-        if name != under_test.label() and source.refuses(problem) is None:
+        kind = estimators.REGISTRY[name]
+        if name == under_test.label() or (target.num_samples or kind.min_num_samples) < kind.min_num_samples:
+            continue
+        source = kind(num_samples=target.num_samples or kind.min_num_samples)
+        if source.refuses(problem) is None:
             return _run(problem, source, count)
     return {}
 
