@@ -45,7 +45,7 @@ class SigmoidBeliefNet(Problem):
     summary = "Bernoulli latents under a one-layer sigmoid belief network: everything by enumeration"
     citations = ("neal1992", "mnih2014")
     offers = DISCRETE
-    exact_targets = ("elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "tvo")
+    exact_targets = ("elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "f_divergence", "tvo")
 
     def validate(self) -> None:
         for field in ("dim", "data_dim", "points"):

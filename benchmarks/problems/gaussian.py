@@ -12,6 +12,7 @@ from torch import Tensor
 from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log_prob
 
 from .. import references
+from ..references.quadratic_form import iwae_gradient
 from ..references.summation import quadrature
 from .problem import Problem, Reference
 
@@ -28,7 +29,7 @@ INTEGRAL = {"iwae": "iwae", "iwae-stl": "stl", "dreg": "dreg", "reweighted-wake-
 """Estimators whose exact variance is an integral for any K."""
 SMALL = ("renyi", "ciwae", "jackknife", "f_divergence")
 """Targets known by quadrature alone: where K samples take at most three numbers of noise."""
-ALL = frozenset({"reparameterizable", "gaussian", "twice_differentiable", "analytic_kl", "data"})
+ALL = frozenset({"reparameterizable", "gaussian", "twice_differentiable", "analytic_kl", "invertible_prior", "data"})
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class LinearGaussian(Problem):
     perturbation: float = 0.3
 
     name = "linear-gaussian"
-    summary = "linear VAE with a diagonal guide: posterior, ELBO and log p(x) in closed form"
+    summary = "linear VAE with a diagonal guide: closed forms, and L_K exact for every K"
     offers = ALL
     exact_targets = ("elbo", "log_marginal", "forward_kl", "iwae", *SMALL)
 
@@ -198,8 +199,12 @@ class LinearGaussian(Problem):
         return float(self._closed_form.tail_ratio())
 
     def exact(self, target: Target) -> Reference | None:
-        if target.name in SMALL or (target.name == "iwae" and target.num_samples != 1):
+        if target.name in SMALL:
             return by_quadrature(self, target)
+        if target.name == "iwae" and target.num_samples != 1:
+            assert target.num_samples is not None
+            found = iwae_gradient(self._closed_form, target.num_samples)
+            return self.reference(target, found, "Mellin-Barnes integrals over the law of a quadratic form")
         if target.name not in self.exact_targets:
             return None
         name = "elbo" if target.name == "iwae" else target.name

@@ -7,15 +7,42 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from estimators import Block, DiagonalGaussian, Parameters, Target
+from estimators import Block, DiagonalGaussian, LatentModel, Parameters, Target, standard_log_prob
 
 from .. import references
 from .gaussian import ALL, UnitGaussian
 from .problem import Reference
 
 INTEGRAL = {"iwae": "iwae", "iwae-stl": "stl", "dreg": "dreg"}
+
+
+@dataclass(frozen=True)
+class AmortizedGaussian(DiagonalGaussian):
+    """The guide N(A x + b, (2/3) I), which knows that its model's data are Gaussian and of the latents' size."""
+
+    @classmethod
+    def of(cls, phi: Block, x: Tensor) -> AmortizedGaussian:
+        loc = x @ phi["weight"].mT + phi["bias"]
+        return cls(loc, loc.new_full((), 0.5 * math.log(2 / 3)).expand_as(loc))
+
+    def simulation_noise(self, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.noise(shape, generator), self.noise(shape, generator)
+
+
+@dataclass(frozen=True)
+class Dream(LatentModel):
+    """The model with data ``x (..., D)`` that it drew itself."""
+
+    x: Tensor
+
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        return standard_log_prob(z, theta["prior_loc"]) + standard_log_prob(z, self.x)
+
+    def guide(self, phi: Block) -> AmortizedGaussian:
+        return AmortizedGaussian.of(phi, self.x)
 
 
 @dataclass(frozen=True)
@@ -39,8 +66,8 @@ class Rainforth(UnitGaussian):
     name = "rainforth"
     summary = "amortised linear Gaussian of Rainforth et al.: exact bounds, gradients and variances for every K"
     citations = ("rainforth2018", "tucker2019", "shi2021")
-    offers = ALL
-    exact_targets = ("elbo", "iwae", "log_marginal", "forward_kl")
+    offers = ALL | {"simulable"}
+    exact_targets = ("elbo", "iwae", "log_marginal", "forward_kl", "sleep")
 
     def validate(self) -> None:
         for field in ("dim", "points"):
@@ -80,7 +107,9 @@ class Rainforth(UnitGaussian):
         s = self._setting
         return references.Rainforth(s["x"], s["prior_loc"], s["weight"], s["bias"])
 
-    def exact(self, target: Target) -> Reference:
+    def exact(self, target: Target) -> Reference | None:
+        if target.name not in self.exact_targets:
+            return None
         if target.name == "iwae":
             assert target.num_samples is not None
             found = self._exact.bound_gradient(target.num_samples)
@@ -94,6 +123,9 @@ class Rainforth(UnitGaussian):
             return None
         return float(self._exact.moments(INTEGRAL[estimator], num_samples)[block].trace)
 
-    def guide(self, phi: Block) -> DiagonalGaussian:
-        loc = self.data @ phi["weight"].mT + phi["bias"]
-        return DiagonalGaussian(loc, loc.new_full((), 0.5 * math.log(2 / 3)).expand_as(loc))
+    def guide(self, phi: Block) -> AmortizedGaussian:
+        return AmortizedGaussian.of(phi, self.data)
+
+    def simulate(self, theta: Block, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Dream]:
+        z = theta["prior_loc"] + noise[0]
+        return z, Dream(z + noise[1])

@@ -32,7 +32,7 @@ from .self_normalized import QuadratureError, SelfNormalizedSums, budget, sample
 Array = NDArray[np.float64]
 
 POWERS = {"iwae": (1, "total"), "stl": (1, "path"), "dreg": (2, "path")}
-TARGETS = ("elbo", "log_marginal", "forward_kl")
+TARGETS = ("elbo", "log_marginal", "forward_kl", "sleep")
 LARGEST_ORDER = 128
 TOLERANCE = 1e-7  # between interpolants of order n/2 and n; that of order n is then far better
 
@@ -115,13 +115,28 @@ class Rainforth:
         spread = np.sum(self.delta**2, axis=1) / (2.0 * self.variance)
         return -float(np.mean(spread)) - len(self.theta) / 2.0 * (1.0 / self.rho - 1.0 + math.log(self.rho))
 
-    def gradient(self, target: str) -> dict[str, float | Array]:
-        """Closed-form value and gradients of elbo, log_marginal or forward_kl: keys value, weight, bias, theta.
+    def sleep(self) -> float:
+        """E log q(z|x) over z and x of the model. z - A x - b has mean m = (I - A) theta - b, and the square of its
+        length the mean |m|^2 + |I - A|^2 + |A|^2, of the prior's and the likelihood's noise."""
+        D = len(self.theta)
+        square = np.sum(self._dream_mean**2) + np.sum((np.eye(D) - self.weight) ** 2) + np.sum(self.weight**2)
+        return -D / 2.0 * math.log(2.0 * math.pi * self.variance) - float(square) / (2.0 * self.variance)
 
-        The phi gradients of log_marginal are zero; forward_kl has no theta gradient.
+    @property
+    def _dream_mean(self) -> Array:
+        return self.theta - self.weight @ self.theta - self.bias
+
+    def gradient(self, target: str) -> dict[str, float | Array]:
+        """Closed-form value and gradients of elbo, log_marginal, forward_kl or sleep: keys value, weight, bias, theta.
+
+        The phi gradients of log_marginal are zero; forward_kl and sleep have no theta gradient.
         """
         if target not in TARGETS:
             raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+        if target == "sleep":
+            mean, D = self._dream_mean, len(self.theta)
+            slope_weight = (np.outer(mean, self.theta) + np.eye(D) - 2.0 * self.weight) / self.variance
+            return {"value": self.sleep(), "weight": slope_weight, "bias": mean / self.variance}
         delta, count = self.delta, len(self.x)
         slope = {"elbo": -2.0, "log_marginal": 0.0, "forward_kl": -1.0 / self.variance}[target]
         result = {"value": getattr(self, target)(), "weight": slope * delta.T @ self.x / count}

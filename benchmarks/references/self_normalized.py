@@ -45,7 +45,7 @@ class Exact(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Level:
+class Level:
     """One grid. log_t (V,), log_phi (V,), transforms[p] (V, F): E[(t r)^p f_j exp(-t r)]."""
 
     step: float
@@ -90,13 +90,20 @@ class SelfNormalizedSums:
     """
 
     def __init__(self, log_ratio: Array, weights: Array, features: Array, max_num_samples: int) -> None:
-        self.max_num_samples = max_num_samples
+        self.max_num_samples, self.floor = max_num_samples, 1e-13
         coarse = np.zeros_like(weights)
         coarse[::2] = weights[::2]
         rules = [np.concatenate([w[:, None], w[:, None] * features], axis=1) / w.sum() for w in (weights, coarse)]
         self.fine, self.coarse = self._levels(log_ratio, np.concatenate(rules, axis=1))
 
-    def _levels(self, log_ratio: Array, rule: Array) -> tuple[_Level, _Level]:
+    @classmethod
+    def tabulated(cls, fine: Level, coarse: Level, max_num_samples: int, floor: float) -> SelfNormalizedSums:
+        """From transforms that were found otherwise than by a quadrature rule of one sample, with an absolute error."""
+        sums = cls.__new__(cls)
+        sums.fine, sums.coarse, sums.max_num_samples, sums.floor = fine, coarse, max_num_samples, floor
+        return sums
+
+    def _levels(self, log_ratio: Array, rule: Array) -> tuple[Level, Level]:
         """Tabulate the transforms. rule (E, 2 (1 + F)): fine and coarse weights, alone and times each feature."""
         # t must reach from far below 1/(K E r) to far above 1/r_min
         lower = -budget(self.max_num_samples)
@@ -114,7 +121,7 @@ class SelfNormalizedSums:
             with np.errstate(divide="ignore"):  # log1p where phi is near one, log where it is small
                 log_phi = np.where(one_minus < 0.5, np.log1p(-np.minimum(one_minus, 0.5)), np.log(p0))
             table = {p: transforms[p][::stride, offset + 1 : offset + half] for p in POWERS}
-            levels.append(_Level(stride * LOG_T_STEP, log_t[::stride], np.maximum(log_phi, -745.0), table))
+            levels.append(Level(stride * LOG_T_STEP, log_t[::stride], np.maximum(log_phi, -745.0), table))
         return levels[0], levels[1]
 
     def _fill(
@@ -138,7 +145,7 @@ class SelfNormalizedSums:
         fine, coarse = self.fine.step * integrands[0].sum(), self.coarse.step * integrands[1].sum()
         size = self.fine.step * np.abs(integrands[0]).sum()
         error = abs(fine - coarse)
-        if not error <= TOLERANCE * max(size, 1e-300) + 1e-13:
+        if not error <= TOLERANCE * max(size, 1e-300) + self.floor:
             raise QuadratureError(f"{what}: the two grids give {fine!r} and {coarse!r}")
         return Exact(float(fine), float(error))
 
@@ -146,10 +153,20 @@ class SelfNormalizedSums:
         if not 1 <= num_samples <= self.max_num_samples:
             raise ValueError(f"num_samples must lie in 1..{self.max_num_samples}, got {num_samples}")
 
+    def log_mean(self, num_samples: int) -> Exact:
+        """E log(S/K)."""
+        fine, coarse = (-gap for _, gap in self._gaps(num_samples))
+        return self._integral((fine, coarse), "E log")
+
     def log_mean_moments(self, num_samples: int) -> tuple[Exact, Exact]:
         """E log(S/K) and E log^2(S/K)."""
+        fine, coarse = (2.0 * (scaled + np.euler_gamma) * gap for scaled, gap in self._gaps(num_samples))
+        return self.log_mean(num_samples), self._integral((fine, coarse), "E log^2")
+
+    def _gaps(self, num_samples: int) -> list[tuple[Array, Array]]:
+        """v and G(v) on both grids."""
         self._check(num_samples)
-        first, second = [], []
+        found = []
         for level in (self.fine, self.coarse):
             scaled = level.log_t + math.log(num_samples)  # v of t = e^v / K, the table's own argument
             y = np.exp(np.minimum(scaled, 7.0))
@@ -157,10 +174,8 @@ class SelfNormalizedSums:
             excess = num_samples * level.log_phi + y
             with np.errstate(over="ignore"):
                 near = np.exp(-y) * np.expm1(np.minimum(excess, 1.0))
-            gap = np.where(np.abs(excess) < 1.0, near, level.phi_power(num_samples) - np.exp(-y))
-            first.append(-gap)
-            second.append(2.0 * (scaled + np.euler_gamma) * gap)
-        return self._integral((first[0], first[1]), "E log"), self._integral((second[0], second[1]), "E log^2")
+            found.append((scaled, np.where(np.abs(excess) < 1.0, near, level.phi_power(num_samples) - np.exp(-y))))
+        return found
 
     def mean(self, num_samples: int, power: int, a: Array) -> Exact:
         """E sum_k w_k^power a_k, a given by its coefficients (F,) of the features."""

@@ -1,0 +1,146 @@
+"""A bent posterior in two dimensions: not Gaussian, and known exactly all the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log_prob
+
+from .gaussian import ALL
+from .gaussian_dd import SMALL, in_blocks, small_bound
+from .problem import Problem, Reference
+
+MARGINAL_NODES = 1201
+"""Of the trapezoid rule over z1, within ``REACH`` of its prior mean: it converges exponentially for such integrands."""
+REACH = 12.0
+
+
+@dataclass(frozen=True)
+class Banana(Problem):
+    """z ~ N(prior_loc, I) in the plane, x | z ~ N(z2 + curvature (z1^2 - 1), s^2), and a diagonal Gaussian guide.
+
+    The posterior lies along the parabola z2 = x - curvature (z1^2 - 1). Given z1, all else is Gaussian, so that log p(x)
+    and the posterior's moments are integrals over z1 alone, taken by the trapezoid rule. The ELBO is a polynomial's mean and
+    in closed form; bounds up to K = 2 are by quadrature over all noise.
+
+    Arguments:
+        curvature: of the parabola; 0 makes the posterior Gaussian. noise_scale: s, the width of the ridge. x: the data.
+        loc1, loc2, scale1, scale2: the guide's means and standard deviations.
+
+    theta: ``prior_loc`` (2,), ``curvature`` () and ``log_noise_scale`` (); phi: ``loc`` and ``log_scale``, (2,).
+
+    Warning:
+        Where scale2^2 < 1/2 the weights have no variance: along the ridge q falls off faster than the square of p does.
+
+    References:
+        Haario, Saksman & Tamminen (1999) for the twisted Gaussian.
+    """
+
+    curvature: float = 0.7
+    noise_scale: float = 0.8
+    x: float = 0.6
+    loc1: float = 0.4
+    loc2: float = 0.3
+    scale1: float = 0.8
+    scale2: float = 0.9
+
+    name = "banana"
+    summary = "a bent posterior in two dimensions: not Gaussian, every target by one- or two-dimensional quadrature"
+    citations = ("haario1999",)
+    offers = ALL
+    exact_targets = ("elbo", "log_marginal", "forward_kl", *SMALL)
+
+    def validate(self) -> None:
+        for field in ("noise_scale", "scale1", "scale2"):
+            self.require(getattr(self, field) > 0, f"{field} must be positive, not {getattr(self, field)}")
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        return {
+            "theta": {
+                "prior_loc": self.tensor([0.3, -0.2]),
+                "curvature": self.tensor(self.curvature),
+                "log_noise_scale": self.tensor(math.log(self.noise_scale)),
+            },
+            "phi": {
+                "loc": self.tensor([self.loc1, self.loc2]),
+                "log_scale": self.tensor([math.log(self.scale1), math.log(self.scale2)]),
+            },
+        }
+
+    @cached_property
+    def data(self) -> Tensor:
+        return self.tensor([[self.x]])
+
+    def guide(self, phi: Block) -> DiagonalGaussian:
+        return DiagonalGaussian(phi["loc"][None], phi["log_scale"][None])
+
+    def prior(self, theta: Block) -> DiagonalGaussian:
+        loc = theta["prior_loc"][None]
+        return DiagonalGaussian(loc, loc.new_zeros(()).expand_as(loc))
+
+    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+        mean = z[..., 1:] + theta["curvature"] * (z[..., :1].square() - 1)
+        return DiagonalGaussian(mean, theta["log_noise_scale"].expand_as(mean)).log_prob(self.data)
+
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        return standard_log_prob(z, theta["prior_loc"]) + self.log_likelihood(theta, z)
+
+    def exact(self, target: Target) -> Reference | None:
+        if target.name in SMALL:
+            return small_bound(self, target)
+        values = {"elbo": _elbo, "log_marginal": _log_marginal, "forward_kl": _forward_kl}
+        if target.name not in values:
+            return None
+        double = replace(self, dtype="float64")
+
+        def value(parameters: Parameters) -> Tensor:
+            return values[target.name](parameters["theta"], parameters["phi"], double.data[0, 0])
+
+        found = float(value(double.parameters)), grad(value)(double.parameters)
+        method = "closed form" if target.name == "elbo" else "trapezoid rule over z1, all else in closed form"
+        return in_blocks(self, target, found, method)
+
+
+def _elbo(theta: Block, phi: Block, x: Tensor) -> Tensor:
+    """E_q log p(x, z) plus the entropy of q: all of it from moments of z1 up to the fourth."""
+    (l1, l2), (v1, v2) = phi["loc"], (2 * phi["log_scale"]).exp()
+    c, s2 = theta["curvature"], (2 * theta["log_noise_scale"]).exp()
+    spread = v2 + c.square() * (4 * l1.square() * v1 + 2 * v1.square())
+    squares = (x - l2 - c * (l1.square() + v1 - 1)).square() + spread
+    log_likelihood = -0.5 * squares / s2 - 0.5 * (2 * math.pi * s2).log()
+    from_prior = (phi["loc"] - theta["prior_loc"]).square().sum() + v1 + v2
+    log_prior = -0.5 * from_prior - math.log(2 * math.pi)
+    return log_likelihood + log_prior + phi["log_scale"].sum() + math.log(2 * math.pi) + 1
+
+
+def _ridge(theta: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nodes of z1, log p(x, z1) there, and mean and variance of z2 given z1 and x."""
+    m1, m2 = theta["prior_loc"]
+    s2 = (2 * theta["log_noise_scale"]).exp()
+    z1 = m1.detach() + torch.linspace(-REACH, REACH, MARGINAL_NODES, dtype=x.dtype, device=x.device)
+    left = x - m2 - theta["curvature"] * (z1.square() - 1)  # normal with variance 1 + s^2 given z1
+    log_p = -0.5 * (z1 - m1).square() - 0.5 * left.square() / (1 + s2) - math.log(2 * math.pi) - 0.5 * (1 + s2).log()
+    return z1, log_p, m2 + left / (1 + s2), s2 / (1 + s2)
+
+
+def _log_marginal(theta: Block, phi: Block, x: Tensor) -> Tensor:
+    return _ridge(theta, x)[1].logsumexp(0) + math.log(2 * REACH / (MARGINAL_NODES - 1))
+
+
+def _forward_kl(theta: Block, phi: Block, x: Tensor) -> Tensor:
+    """E log q - E log p(z1|x) - E log p(z2|z1, x), all under the posterior."""
+    z1, log_p, mean, variance = _ridge(theta, x)
+    weight = log_p.softmax(0)
+    log_posterior = log_p - _log_marginal(theta, phi, x)
+    (l1, l2), (v1, v2) = phi["loc"], (2 * phi["log_scale"]).exp()
+    squares = (z1 - l1).square() / v1 + ((mean - l2).square() + variance) / v2
+    log_q = -0.5 * squares - phi["log_scale"].sum() - math.log(2 * math.pi)
+    entropy = 0.5 * (2 * math.pi * math.e * variance).log()
+    return (weight * (log_q - log_posterior)).sum() + entropy

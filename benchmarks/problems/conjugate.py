@@ -1,0 +1,380 @@
+"""One scalar latent that is not Gaussian, or whose guide is not: conjugate pairs, and a mixture for a guide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad
+from torch.special import digamma
+
+from estimators import Beta, Block, Gamma, Guide, MixtureOfGaussians, Parameters, Target
+
+from ..references.on_a_line import Grid, summed
+from .gaussian import UnitGaussian
+from .problem import Problem, Reference
+
+SMALL = ("iwae", "renyi", "ciwae", "jackknife", "f_divergence")
+"""Targets known by sums over a grid of z: where K is at most 2."""
+OFFERS = frozenset({"reparameterizable", "twice_differentiable", "data"})
+NODES = 500
+
+
+@dataclass(frozen=True)
+class ScalarLatent(Problem):
+    """Abstract: closed forms for some targets, for the rest sums over a grid of the latent."""
+
+    offers = OFFERS
+    exact_targets = ("elbo", "log_marginal", "forward_kl", *SMALL)
+
+    @property
+    def grid(self) -> Grid:
+        """Places z ``(N, points, 1)`` over all that matters of the guide's law, and steps ``(N, points)``."""
+        raise NotImplementedError
+
+    def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
+        """Values by target, mean over data points, as functions of the parameters."""
+        raise NotImplementedError
+
+    def summed(self, target: Target) -> tuple[float, Parameters] | None:
+        """Value and gradient by a sum over the grid, where no closed form is known."""
+        return summed(self, self.parameters, target, self.grid)
+
+    def exact(self, target: Target) -> Reference | None:
+        if target.name == "iwae" and target.num_samples == 1:
+            target = Target("elbo")
+        # In double precision, whatever the problem's own.
+        twin = self if self.dtype == "float64" else replace(self, dtype="float64")
+        form, method = twin.closed_forms().get(target.name), "closed form"
+        if form is not None:
+            value, gradient = float(form(twin.parameters)), grad(form)(twin.parameters)
+        elif target.name in self.exact_targets:
+            found = twin.summed(target)
+            if found is None:
+                return None
+            (value, gradient), method = found, "trapezoid rule over z"
+        else:
+            return None
+        numbers = {name: leaf for leaves in gradient.values() for name, leaf in leaves.items()}
+        return self.reference(target, {**numbers, "value": value}, method)
+
+
+@dataclass(frozen=True)
+class Conjugate(ScalarLatent):
+    """Abstract: data drawn from the model with the given prior, and a guide near the posterior.
+
+    Arguments:
+        observations: of each data point. points: data points. seed: of the data and the perturbation.
+        perturbation: of both of the guide's parameters, in logarithms, from those of the posterior.
+    """
+
+    observations: int = 3
+    points: int = 1
+    seed: int = 0
+    perturbation: float = 0.3
+
+    def validate(self) -> None:
+        for field in ("observations", "points"):
+            self.require(getattr(self, field) >= 1, f"{field} must be at least 1, not {getattr(self, field)}")
+        self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """x ``(points, observations)``."""
+        raise NotImplementedError
+
+    def natural(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The posterior's two parameters, each ``(points,)``."""
+        raise NotImplementedError
+
+    @cached_property
+    def _setting(self) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(self.seed)
+        x = self.draw(rng)
+        logs = np.log(np.stack(self.natural(x)))[..., None]
+        return {"x": x, "logs": logs + self.perturbation * rng.standard_normal(logs.shape)}
+
+    @cached_property
+    def data(self) -> Tensor:
+        return self.tensor(self._setting["x"])
+
+
+@dataclass(frozen=True)
+class GammaPoisson(Conjugate):
+    """z ~ Gamma(a, b), x_i | z ~ Poisson(z), and a gamma guide; the posterior is Gamma(a + sum x, b + n).
+
+    Arguments:
+        observations: n of each data point. points: data points. seed: of the data and the perturbation.
+        perturbation: of the guide's parameters, in logarithms, from the posterior's.
+        concentration, rate: a and b.
+
+    theta: ``log_prior_concentration`` () and ``log_prior_rate`` (); phi: ``log_concentration`` and ``log_rate``, (points, 1).
+
+    References:
+        Figurnov, Mohamed & Mnih (2018) for the derivative of its draws.
+    """
+
+    concentration: float = 2.0
+    rate: float = 0.8
+
+    name = "gamma-poisson"
+    summary = "a gamma latent with Poisson counts and implicit reparameterisation: closed forms, bounds up to K = 2"
+    citations = ("figurnov2018",)
+
+    def validate(self) -> None:
+        super().validate()
+        for field in ("concentration", "rate"):
+            self.require(getattr(self, field) > 0, f"{field} must be positive, not {getattr(self, field)}")
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        z = rng.gamma(self.concentration, 1 / self.rate, (self.points, 1))
+        return rng.poisson(z, (self.points, self.observations)).astype(float)
+
+    def natural(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.concentration + x.sum(1), np.full(len(x), self.rate + self.observations)
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        log_concentration, log_rate = self._setting["logs"]
+        return {
+            "theta": {
+                "log_prior_concentration": self.tensor(math.log(self.concentration)),
+                "log_prior_rate": self.tensor(math.log(self.rate)),
+            },
+            "phi": {"log_concentration": self.tensor(log_concentration), "log_rate": self.tensor(log_rate)},
+        }
+
+    def guide(self, phi: Block) -> Gamma:
+        return Gamma(phi["log_concentration"], phi["log_rate"])
+
+    def prior(self, theta: Block) -> Gamma:
+        like = self.data[:, :1]
+        return Gamma(theta["log_prior_concentration"].expand_as(like), theta["log_prior_rate"].expand_as(like))
+
+    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+        return (self.data * z.log() - z - torch.lgamma(self.data + 1)).sum(-1)
+
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        return self.prior(theta).log_prob(z) + self.log_likelihood(theta, z)
+
+    @property
+    def grid(self) -> Grid:
+        phi = self.parameters["phi"]
+        a, b = phi["log_concentration"].exp()[:, 0], phi["log_rate"].exp()[:, 0]
+        low, high = (a.log() - b.log()) - 40 / a - 1, ((a + 8 * a.sqrt() + 45) / b).log()
+        step = (high - low) / (NODES - 1)
+        z = (low + step * torch.arange(NODES, dtype=torch.float64)[:, None]).exp()
+        return z[..., None], z * step
+
+    def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
+        x, n = self.data, self.observations
+        counts, constant = x.sum(1), torch.lgamma(x + 1).sum(1)
+
+        def unpacked(p: Parameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            phi = p["phi"]
+            a, b = (p["theta"][f"log_prior_{name}"].exp() for name in ("concentration", "rate"))
+            return a, b, phi["log_concentration"].exp()[:, 0], phi["log_rate"].exp()[:, 0]
+
+        def elbo(p: Parameters) -> Tensor:
+            a, b, c, r = unpacked(p)
+            mean, mean_log = c / r, digamma(c) - r.log()
+            log_p = a * b.log() - torch.lgamma(a) + (a - 1 + counts) * mean_log - (b + n) * mean - constant
+            return (log_p + c - r.log() + torch.lgamma(c) + (1 - c) * digamma(c)).mean()
+
+        def log_marginal(p: Parameters) -> Tensor:
+            a, b, _, _ = unpacked(p)
+            posterior = torch.lgamma(a + counts) - (a + counts) * (b + n).log()
+            return (a * b.log() - torch.lgamma(a) + posterior - constant).mean()
+
+        def forward_kl(p: Parameters) -> Tensor:
+            a, b, c, r = unpacked(p)
+            a, b = (a + counts).detach(), (b + n).detach()
+            kl = (a - c) * digamma(a) - torch.lgamma(a) + torch.lgamma(c) + c * (b.log() - r.log()) + a * (r - b) / b
+            return -kl.mean()
+
+        return {"elbo": elbo, "log_marginal": log_marginal, "forward_kl": forward_kl}
+
+
+@dataclass(frozen=True)
+class BetaBernoulli(Conjugate):
+    """z ~ Beta(a, b), x_i | z ~ Bernoulli(z), and a beta guide; the posterior is Beta(a + sum x, b + n - sum x).
+
+    Arguments:
+        observations: n of each data point. points: data points. seed: of the data and the perturbation.
+        perturbation: of the guide's parameters, in logarithms, from the posterior's.
+        alpha, beta: a and b.
+
+    theta: ``log_prior_alpha`` () and ``log_prior_beta`` (); phi: ``log_alpha`` and ``log_beta``, (points, 1).
+
+    Warning:
+        Numbers near 1 are no closer to it than rounding: with b below 1 and ones alone for data, bounds of two samples lack
+        what lies beyond, exp(-34 b) of the guide's mass.
+
+    References:
+        Figurnov, Mohamed & Mnih (2018) for the derivative of its draws.
+    """
+
+    observations: int = 6
+    alpha: float = 1.5
+    beta: float = 2.0
+
+    name = "beta-bernoulli"
+    summary = "a beta latent with binary data and implicit reparameterisation: closed forms, bounds up to K = 2"
+    citations = ("figurnov2018",)
+
+    def validate(self) -> None:
+        super().validate()
+        for field in ("alpha", "beta"):
+            self.require(getattr(self, field) > 0, f"{field} must be positive, not {getattr(self, field)}")
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        z = rng.beta(self.alpha, self.beta, (self.points, 1))
+        return (rng.random((self.points, self.observations)) < z).astype(float)
+
+    def natural(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.alpha + x.sum(1), self.beta + (1 - x).sum(1)
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        log_alpha, log_beta = self._setting["logs"]
+        return {
+            "theta": {
+                "log_prior_alpha": self.tensor(math.log(self.alpha)),
+                "log_prior_beta": self.tensor(math.log(self.beta)),
+            },
+            "phi": {"log_alpha": self.tensor(log_alpha), "log_beta": self.tensor(log_beta)},
+        }
+
+    def guide(self, phi: Block) -> Beta:
+        return Beta(phi["log_alpha"], phi["log_beta"])
+
+    def prior(self, theta: Block) -> Beta:
+        like = self.data[:, :1]
+        return Beta(theta["log_prior_alpha"].expand_as(like), theta["log_prior_beta"].expand_as(like))
+
+    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+        return (self.data * z.log() + (1 - self.data) * torch.log1p(-z)).sum(-1)
+
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        return self.prior(theta).log_prob(z) + self.log_likelihood(theta, z)
+
+    @property
+    def grid(self) -> Grid:
+        phi = self.parameters["phi"]
+        a, b = phi["log_alpha"].exp()[:, 0], phi["log_beta"].exp()[:, 0]
+        # As far as 1 - z can still be told from 0.
+        low, high = -(40 / a + 5).minimum(torch.full_like(a, 300.0)), (40 / b + 5).minimum(torch.full_like(b, 34.0))
+        step = (high - low) / (NODES - 1)
+        z = (low + step * torch.arange(NODES, dtype=torch.float64)[:, None]).sigmoid()
+        return z[..., None], z * (1 - z) * step
+
+    def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
+        x = self.data
+        ones, zeros = x.sum(1), (1 - x).sum(1)
+
+        def log_beta(a: Tensor, b: Tensor) -> Tensor:
+            return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
+
+        def unpacked(p: Parameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            prior = (p["theta"][f"log_prior_{name}"].exp() for name in ("alpha", "beta"))
+            return (*prior, p["phi"]["log_alpha"].exp()[:, 0], p["phi"]["log_beta"].exp()[:, 0])  # type: ignore[return-value]
+
+        def mean_log(first: Tensor, second: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            """E[first log z + second log(1 - z)] under Beta(a, b)."""
+            return first * digamma(a) + second * digamma(b) - (first + second) * digamma(a + b)
+
+        def elbo(p: Parameters) -> Tensor:
+            a, b, c, d = unpacked(p)
+            log_p = mean_log(a - 1 + ones, b - 1 + zeros, c, d) - log_beta(a, b)
+            return (log_p - mean_log(c - 1, d - 1, c, d) + log_beta(c, d)).mean()
+
+        def log_marginal(p: Parameters) -> Tensor:
+            a, b, _, _ = unpacked(p)
+            return (log_beta(a + ones, b + zeros) - log_beta(a, b)).mean()
+
+        def forward_kl(p: Parameters) -> Tensor:
+            a, b, c, d = unpacked(p)
+            a, b = (a + ones).detach(), (b + zeros).detach()
+            return (mean_log(c - a, d - b, a, b) - log_beta(c, d) + log_beta(a, b)).mean()
+
+        return {"elbo": elbo, "log_marginal": log_marginal, "forward_kl": forward_kl}
+
+
+@dataclass(frozen=True)
+class GaussianMixtureGuide(ScalarLatent, UnitGaussian):
+    """z ~ N(prior_loc, 1), x | z ~ N(z, 1), as ``gaussian-1d``, with a mixture of two Gaussians for a guide.
+
+    Arguments:
+        loc1, loc2, scale1, scale2: the components' means and standard deviations. weight1: the first one's probability.
+        x: the one data point. prior_loc: the prior's mean; theta.
+
+    phi: ``logits`` (1, 2), ``loc`` and ``log_scale`` (1, 2, 1).
+
+    References:
+        Figurnov, Mohamed & Mnih (2018); Jankowiak & Obermeyer (2018).
+    """
+
+    loc1: float = 0.0
+    loc2: float = 1.4
+    scale1: float = 0.7
+    scale2: float = 0.9
+    weight1: float = 0.35
+    x: float = 1.0
+    prior_loc: float = 0.2
+
+    name = "gaussian-mixture-guide"
+    summary = "the one-dimensional Gaussian with a mixture of two Gaussians for a guide"
+    citations = ("figurnov2018", "jankowiak2018")
+    exact_targets = ("elbo", "log_marginal", "forward_kl", *SMALL)
+
+    def validate(self) -> None:
+        for field in ("scale1", "scale2"):
+            self.require(getattr(self, field) > 0, f"{field} must be positive, not {getattr(self, field)}")
+        self.require(0 < self.weight1 < 1, f"weight1 must lie between 0 and 1, not {self.weight1}")
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        scales = [[math.log(self.scale1)], [math.log(self.scale2)]]
+        return {
+            "theta": {"prior_loc": self.tensor([self.prior_loc])},
+            "phi": {
+                "logits": self.tensor([[math.log(self.weight1), math.log1p(-self.weight1)]]),
+                "loc": self.tensor([[[self.loc1], [self.loc2]]]),
+                "log_scale": self.tensor([scales]),
+            },
+        }
+
+    @cached_property
+    def data(self) -> Tensor:
+        return self.tensor([[self.x]])
+
+    def guide(self, phi: Block) -> Guide:
+        return MixtureOfGaussians(phi["logits"], phi["loc"], phi["log_scale"])
+
+    @property
+    def grid(self) -> Grid:
+        places = [self.loc1, self.loc2, (self.x + self.prior_loc) / 2]
+        reach = 9 * max(self.scale1, self.scale2, 0.75)
+        z = torch.linspace(min(places) - reach, max(places) + reach, NODES, dtype=torch.float64)
+        return z[:, None, None], (z[1] - z[0]).expand(NODES, 1)
+
+    def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
+        def log_marginal(p: Parameters) -> Tensor:
+            return -0.25 * (self.data - p["theta"]["prior_loc"]).square().sum() - 0.5 * math.log(4 * math.pi)
+
+        return {"log_marginal": log_marginal}
+
+    def summed(self, target: Target) -> tuple[float, Parameters] | None:
+        if target.name != "forward_kl":
+            return super().summed(target)
+        z, dz = self.grid
+        log_posterior = -(z[..., 0] - (self.x + self.prior_loc) / 2).square() - 0.5 * math.log(math.pi)
+
+        def value(p: Parameters) -> Tensor:
+            return (log_posterior.exp() * dz * (self.guide(p["phi"]).log_prob(z) - log_posterior)).sum()
+
+        return float(value(self.parameters)), grad(value)(self.parameters)

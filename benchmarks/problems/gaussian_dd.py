@@ -1,0 +1,232 @@
+"""Gaussian posteriors in several dimensions, with guides whose tail ratio rho is chosen and not found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from estimators import Block, DiagonalGaussian, FullRankGaussian, Parameters, Target, standard_log_prob
+from estimators.trees import tree_leaves
+
+from ..references.joint_gaussian import TARGETS, JointGaussian, differentiated
+from ..references.summation import quadrature, trapezoid
+from .gaussian import ALL
+from .problem import Problem, Reference
+
+SMALL = ("iwae", "renyi", "ciwae", "jackknife", "f_divergence")
+"""Targets known by quadrature alone: where K samples take at most four numbers of noise, all layers counted."""
+NODES = {1: 401, 2: 141, 3: 81, 4: 56}
+"""Of each rule, by how many numbers of noise there are."""
+SETTLED = 1e-4
+"""The most that three quarters of the nodes may differ by, in nats and as a part of the gradient; all of them are far closer
+to the truth, since the error falls exponentially in their number."""
+
+
+@dataclass(frozen=True)
+class JointlyGaussian(Problem):
+    """Abstract: latents and data are jointly normal, and so is q. Subclasses give :meth:`law`."""
+
+    exact_targets = (*TARGETS, *SMALL)
+
+    def law(self, parameters: Parameters) -> JointGaussian:
+        """The law of latents and data, and the guide's, at any parameters."""
+        raise NotImplementedError
+
+    @cached_property
+    def _double(self) -> JointlyGaussian:
+        """This problem where exact values are computed, whatever its own precision."""
+        return replace(self, dtype="float64")
+
+    @property
+    def tail_ratio(self) -> float:
+        return self._double.law(self._double.parameters).tail_ratio()
+
+    def exact(self, target: Target) -> Reference | None:
+        if target.name not in self.exact_targets:
+            return None
+        if target.name == "iwae" and target.num_samples == 1:
+            target = Target("elbo")
+        if target.name in TARGETS:
+            found = differentiated(self._double.law, self._double.parameters, target.name)
+            return in_blocks(self, target, found, "algebra of normal laws")
+        return small_bound(self, target)
+
+
+@lru_cache(maxsize=64)
+def small_bound(problem: Problem, target: Target) -> Reference | None:
+    """The reference of a bound by quadrature over all noise, where that has at most four dimensions and has settled."""
+    double = replace(problem, dtype="float64")
+    for numbers, nodes in NODES.items():
+        fine, coarse = (
+            quadrature(double, double.parameters, target, trapezoid(count), most=numbers)
+            for count in (nodes, 3 * nodes // 4)
+        )
+        if fine is not None and coarse is not None:
+            found, other = (torch.cat([leaf.reshape(-1) for leaf in tree_leaves(each[1])]) for each in (fine, coarse))
+            if abs(fine[0] - coarse[0]) > SETTLED or (found - other).norm() > SETTLED * (1 + found.norm()):
+                return None
+            return in_blocks(problem, target, fine, "trapezoid rule over all noise")
+    return None
+
+
+def in_blocks(problem: Problem, target: Target, found: tuple[float, Parameters], method: str) -> Reference:
+    """A reference from a value and its gradient, in the problem's own precision."""
+    value, gradient = found
+    blocks = {
+        block: {name: problem.tensor(leaf) for name, leaf in leaves.items()}
+        for block, leaves in gradient.items()
+        if block == "phi" or target.name != "forward_kl"
+    }
+    return Reference(value, blocks, method)
+
+
+@dataclass(frozen=True)
+class _ChosenTail(JointlyGaussian):
+    """Abstract: z ~ N(prior_loc, I), x | z ~ N(A z, s^2 I), one data point, and a guide placed by its distance and rho."""
+
+    dim: int = 3
+    rho: float = 1.2
+    shift: float = 0.5
+    seed: int = 0
+    noise_scale: float = 1.0
+
+    def validate(self) -> None:
+        self.require(self.dim >= 1, f"dim must be at least 1, not {self.dim}")
+        self.require(self.rho > 0, f"rho must be positive, not {self.rho}")
+        self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        self.require(self.noise_scale > 0, f"noise_scale must be positive, not {self.noise_scale}")
+
+    @cached_property
+    def _setting(self) -> dict[str, np.ndarray]:
+        """Model, data, the guide's mean, the posterior precision and random axes."""
+        rng = np.random.default_rng(self.seed)
+        weight = rng.standard_normal((self.dim + 1, self.dim)) / self.dim**0.5
+        prior_loc = rng.standard_normal(self.dim)
+        z = prior_loc + rng.standard_normal(self.dim)
+        x = weight @ z + self.noise_scale * rng.standard_normal(self.dim + 1)
+        precision = np.eye(self.dim) + weight.T @ weight / self.noise_scale**2
+        mean = np.linalg.solve(precision, prior_loc + weight.T @ x / self.noise_scale**2)
+        direction = rng.standard_normal(self.dim)
+        # ``shift`` posterior standard deviations away, whatever the direction.
+        step = np.linalg.solve(np.linalg.cholesky(precision).T, direction / np.linalg.norm(direction))
+        axes = np.linalg.qr(rng.standard_normal((self.dim, self.dim)))[0]
+        loc = mean + self.shift * step
+        return {"weight": weight, "prior_loc": prior_loc, "x": x, "loc": loc, "precision": precision, "axes": axes}
+
+    def _placed(self) -> dict[str, np.ndarray]:
+        """The guide's parameters but its mean."""
+        raise NotImplementedError
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        s = self._setting
+        theta = {"prior_loc": s["prior_loc"], "weight": s["weight"], "log_noise_scale": np.log(self.noise_scale)}
+        return {
+            "theta": {name: self.tensor(leaf) for name, leaf in theta.items()},
+            "phi": {name: self.tensor(leaf) for name, leaf in {"loc": s["loc"], **self._placed()}.items()},
+        }
+
+    @cached_property
+    def data(self) -> Tensor:
+        return self.tensor(self._setting["x"][None])
+
+    def law(self, parameters: Parameters) -> JointGaussian:
+        theta, phi = parameters["theta"], parameters["phi"]
+        one, n = torch.eye(self.dim).to(self.data), torch.eye(self.dim + 1).to(self.data)
+        noise = n * (2 * theta["log_noise_scale"]).exp()
+        zero = self.data.new_zeros(self.dim + 1)
+        loc, covariance = phi["loc"][None], self._covariance(phi)
+        return JointGaussian(theta["prior_loc"], one, theta["weight"], zero, noise, self.data, loc, covariance)
+
+    def _covariance(self, phi: Block) -> Tensor:
+        raise NotImplementedError
+
+    def prior(self, theta: Block) -> DiagonalGaussian:
+        loc = theta["prior_loc"][None]
+        return DiagonalGaussian(loc, loc.new_zeros(()).expand_as(loc))
+
+    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
+        mean = z @ theta["weight"].mT
+        return DiagonalGaussian(mean, theta["log_noise_scale"].expand_as(mean)).log_prob(self.data)
+
+    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
+        return standard_log_prob(z, theta["prior_loc"]) + self.log_likelihood(theta, z)
+
+
+@dataclass(frozen=True)
+class GaussianMeanField(_ChosenTail):
+    """A Gaussian posterior with precision P and a diagonal guide N(loc, V), V proportional to the inverse of P's diagonal.
+
+    The factor of proportionality is such that rho, the smallest eigenvalue of V^(1/2) P V^(1/2), is the one asked for: the
+    weights have a variance where rho > 1/2, a fourth moment where rho > 3/4, and are bounded where rho > 1. The best
+    diagonal guide of a correlated posterior has rho < 1. z ~ N(prior_loc, I) and x | z ~ N(A z, s^2 I), with x of dim + 1
+    dimensions drawn from the model and A's entries normal, divided by sqrt(dim).
+
+    Arguments:
+        dim: latent dimensions. rho: smallest eigenvalue, see above. shift: distance of q's mean from the posterior's, in
+            posterior standard deviations. seed: of all that is drawn. noise_scale: s.
+
+    theta: ``prior_loc`` (dim,), ``weight`` A (dim + 1, dim), ``log_noise_scale`` (); phi: ``loc`` and ``log_scale``, (dim,).
+    """
+
+    name = "gaussian-mean-field"
+    summary = "Gaussian posterior in D dimensions, diagonal guide: Var(w) exists or not as the user chooses rho"
+    offers = ALL
+
+    def _placed(self) -> dict[str, np.ndarray]:
+        precision = self._setting["precision"]
+        scale = np.diag(precision) ** -0.5
+        least = np.linalg.eigvalsh(scale[:, None] * precision * scale)[0]
+        return {"log_scale": np.log(scale) + 0.5 * np.log(self.rho / least)}
+
+    def _covariance(self, phi: Block) -> Tensor:
+        return torch.diag((2 * phi["log_scale"]).exp())
+
+    def guide(self, phi: Block) -> DiagonalGaussian:
+        return DiagonalGaussian(phi["loc"][None], phi["log_scale"][None])
+
+
+@dataclass(frozen=True)
+class GaussianFullRank(_ChosenTail):
+    """A Gaussian posterior with precision P and a guide N(loc, L L') of full rank.
+
+    The eigenvalues of P^(1/2) L L' P^(1/2), along random axes, go in equal ratios from ``rho`` to ``spread`` times it; with
+    rho, spread and shift at 1, 1 and 0, q is the posterior. The weights have a variance where rho > 1/2, a fourth moment
+    where rho > 3/4, and are bounded where rho > 1. The model is that of ``gaussian-mean-field``.
+
+    Arguments:
+        dim: latent dimensions. rho: smallest eigenvalue, see above. shift: distance of q's mean from the posterior's, in
+            posterior standard deviations. seed: of all that is drawn. noise_scale: s. spread: largest over smallest
+            eigenvalue.
+
+    theta: ``prior_loc`` (dim,), ``weight`` A (dim + 1, dim), ``log_noise_scale`` (); phi: ``loc`` (dim,), ``log_scale``
+    (dim,), the logarithm of L's diagonal, and ``below``, the rest of L row by row.
+    """
+
+    spread: float = 2.0
+
+    name = "gaussian-full-rank"
+    summary = "Gaussian posterior in D dimensions, guide of full rank: Var(w) exists or not as the user chooses rho"
+    offers = ALL - {"gaussian", "analytic_kl"}
+
+    def validate(self) -> None:
+        super().validate()
+        self.require(self.spread >= 1, f"spread must be at least 1, not {self.spread}")
+
+    def _placed(self) -> dict[str, np.ndarray]:
+        s = self._setting
+        values = self.rho * np.geomspace(1.0, self.spread, self.dim)
+        half = np.linalg.inv(np.linalg.cholesky(s["precision"]).T) @ s["axes"]
+        factor = np.linalg.cholesky(half * values @ half.T)
+        return {"log_scale": np.log(np.diag(factor)), "below": factor[np.tril_indices(self.dim, -1)]}
+
+    def _covariance(self, phi: Block) -> Tensor:
+        factor = self.guide(phi).scale_tril[0]
+        return factor @ factor.mT
+
+    def guide(self, phi: Block) -> FullRankGaussian:
+        return FullRankGaussian(phi["loc"][None], phi["log_scale"][None], phi["below"][None])

@@ -1,0 +1,217 @@
+"""Scalar latents: every exact value against scipy's adaptive quadrature of the densities, gradients against its differences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from benchmarks.problems import BetaBernoulli, GammaPoisson, Gaussian1D, GaussianMixtureGuide
+from benchmarks.specs import SpecError
+from estimators import BLOCKS, Target
+
+PROBLEMS = [
+    GammaPoisson(points=2, seed=1),
+    GammaPoisson(concentration=0.6, rate=1.5, observations=1, seed=3),
+    BetaBernoulli(points=2, seed=1),
+    BetaBernoulli(alpha=0.7, beta=1.4, observations=2, seed=5),
+    GaussianMixtureGuide(),
+    GaussianMixtureGuide(loc1=-0.6, scale2=0.6, weight1=0.7),
+]
+
+
+def laws(problem, parameters):
+    """For each data point: prior, guide, log-likelihood of z, the ends of the latent's range; from scipy alone."""
+    theta, phi = ({n: leaf.double().numpy() for n, leaf in parameters[b].items()} for b in BLOCKS)
+    x = problem.data.double().numpy()
+    for point in range(len(x)):
+        if problem.name == "gamma-poisson":
+            prior = stats.gamma(math.exp(theta["log_prior_concentration"]), scale=math.exp(-theta["log_prior_rate"]))
+            guide = stats.gamma(np.exp(phi["log_concentration"][point, 0]), scale=np.exp(-phi["log_rate"][point, 0]))
+            like = lambda z, row=x[point]: stats.poisson.logpmf(row[:, None], z).sum(0)  # noqa: E731
+        elif problem.name == "beta-bernoulli":
+            prior = stats.beta(math.exp(theta["log_prior_alpha"]), math.exp(theta["log_prior_beta"]))
+            guide = stats.beta(np.exp(phi["log_alpha"][point, 0]), np.exp(phi["log_beta"][point, 0]))
+            like = lambda z, row=x[point]: stats.bernoulli.logpmf(row[:, None].astype(int), z).sum(0)  # noqa: E731
+        else:
+            prior = stats.norm(theta["prior_loc"][0], 1)
+            weights = np.exp(phi["logits"][0]) / np.exp(phi["logits"][0]).sum()
+            parts = [
+                stats.norm(m, math.exp(s)) for m, s in zip(phi["loc"][0, :, 0], phi["log_scale"][0, :, 0], strict=True)
+            ]
+            guide = Mixture(weights, parts)
+            like = lambda z, row=x[point]: stats.norm.logpdf(row[:, None], z, 1).sum(0)  # noqa: E731
+        yield prior, guide, like
+
+
+class Mixture:
+    def __init__(self, weights, parts):
+        self.weights, self.parts = weights, parts
+
+    def logpdf(self, z):
+        return np.log(sum(w * part.pdf(z) for w, part in zip(self.weights, self.parts, strict=True)))
+
+    def ppf(self, p):
+        return max((part.ppf(p) for part in self.parts), key=lambda z: abs(z - 0.5))
+
+
+def integral(function, guide):
+    """Over the guide's range by Gauss-Legendre rules, piece by piece between quantiles, for endpoint singularities."""
+    ends = [
+        guide.ppf(p) for p in [10.0**-k for k in range(18, 0, -1)] + [0.5, 0.9, 0.99, 1 - 1e-4, 1 - 1e-9, 1 - 1e-15]
+    ]
+    ends = sorted(set(ends))
+    return sum(integrate.fixed_quad(function, low, high, n=100)[0] for low, high in itertools.pairwise(ends))
+
+
+def value_of(problem, name, parameters):
+    total = []
+    for prior, guide, like in laws(problem, parameters):
+
+        def log_p(z, prior=prior, like=like):
+            return prior.logpdf(z) + like(z)
+
+        if name == "elbo":
+            total.append(integral(lambda z: np.exp(guide.logpdf(z)) * (log_p(z) - guide.logpdf(z)), guide))  # noqa: B023
+        elif name == "log_marginal":
+            total.append(math.log(integral(lambda z: np.exp(log_p(z)), Wide(guide, prior))))
+        else:
+            evidence = math.log(integral(lambda z: np.exp(log_p(z)), Wide(guide, prior)))
+
+            def integrand(z, guide=guide, evidence=evidence, log_p=log_p):
+                log_posterior = log_p(z) - evidence
+                return np.exp(log_posterior) * (guide.logpdf(z) - log_posterior)
+
+            total.append(integral(integrand, Wide(guide, prior)))
+    return float(np.mean(total))
+
+
+class Wide:
+    """Quantiles that hold the prior's, too."""
+
+    def __init__(self, guide, prior):
+        self.guide, self.prior = guide, prior
+
+    def ppf(self, p):
+        pick = min if p < 0.5 else max
+        return pick(self.guide.ppf(p), self.prior.ppf(p))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.spec)
+@pytest.mark.parametrize("name", ["elbo", "log_marginal", "forward_kl"])
+def test_exact_targets(name, problem):
+    found = problem.exact(Target(name))
+    posterior_blocks = ("phi",) if name == "forward_kl" else BLOCKS
+    assert set(found.gradient) == set(posterior_blocks)
+    assert found.value == pytest.approx(value_of(problem, name, problem.parameters), rel=1e-8, abs=1e-9)
+    step = 1e-3
+    for block in posterior_blocks:
+        for parameter, leaf in found.gradient[block].items():
+            for place in range(leaf.numel()):
+                values = []
+                for sign in (step, -step):
+                    moved = {b: {n: t.clone() for n, t in problem.parameters[b].items()} for b in BLOCKS}
+                    moved[block][parameter].view(-1)[place] += sign
+                    values.append(value_of(problem, name, moved))
+                slope = (values[0] - values[1]) / (2 * step)
+                assert float(leaf.view(-1)[place]) == pytest.approx(slope, rel=1e-5, abs=3e-6), (block, parameter)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.spec)
+def test_sums_over_the_grid_are_the_closed_forms(problem):
+    """The ELBO as a sum over z, and L_1, are what they should be; L_2 lies between, near what quantiles give."""
+    from benchmarks.references.on_a_line import summed
+
+    elbo = problem.exact(Target("elbo"))
+    value, gradient = summed(problem, problem.parameters, Target("elbo"), problem.grid)
+    assert value == pytest.approx(elbo.value, abs=1e-10)
+    for block in BLOCKS:
+        for name, leaf in gradient[block].items():
+            torch.testing.assert_close(leaf, elbo.gradient[block][name], rtol=1e-8, atol=1e-10)
+    two = problem.exact(Target("iwae", 2))
+    assert elbo.value < two.value < problem.exact(Target("log_marginal")).value
+    assert problem.exact(Target("iwae", 1)).value == elbo.value
+    assert problem.exact(Target("iwae", 3)) is None
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[3], PROBLEMS[4]], ids=lambda p: p.spec)
+def test_two_samples_by_monte_carlo(problem):
+    """|z| < 4.5 of 200,000 draws of log mean w by scipy's own samplers and densities."""
+    rng, values = np.random.default_rng(0), []
+    for prior, guide, like in laws(problem, problem.parameters):
+        if isinstance(guide, Mixture):
+            chosen = rng.random((200_000, 2)) < guide.weights[0]
+            z = np.where(chosen, *(part.rvs((200_000, 2), random_state=rng) for part in guide.parts))
+        else:
+            z = guide.rvs((200_000, 2), random_state=rng)
+        flat = z.ravel()
+        log_w = (prior.logpdf(flat) + like(flat) - guide.logpdf(flat)).reshape(-1, 2)
+        values.append(np.logaddexp(log_w[:, 0], log_w[:, 1]) - math.log(2))
+    values = np.mean(values, 0)
+    z = (values.mean() - problem.exact(Target("iwae", 2)).value) / (values.std() / math.sqrt(len(values)))
+    assert abs(z) < 4.5
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.spec)
+def test_densities(problem):
+    z = {"gamma-poisson": [0.2, 1.7], "beta-bernoulli": [0.2, 0.7]}.get(problem.name, [-0.3, 1.1])
+    at = torch.tensor(z, dtype=torch.float64)[:, None, None].expand(2, len(problem.data), 1)
+    log_joint = problem.log_joint(problem.parameters["theta"], at)
+    log_q = problem.guide(problem.parameters["phi"]).log_prob(at)
+    for point, (prior, guide, like) in enumerate(laws(problem, problem.parameters)):
+        np.testing.assert_allclose(log_joint[:, point].numpy(), prior.logpdf(z) + like(np.array(z)), rtol=1e-12)
+        np.testing.assert_allclose(log_q[:, point].numpy(), guide.logpdf(np.array(z)), rtol=1e-12)
+
+
+def test_a_mixture_of_one_and_the_same_is_the_plain_problem():
+    mixed = GaussianMixtureGuide(loc1=0.4, loc2=0.4, scale1=0.8, scale2=0.8)
+    plain = Gaussian1D(loc=0.4, scale=0.8, x=1.0, prior_loc=0.2)
+    for target in (Target("elbo"), Target("iwae", 2), Target("forward_kl"), Target("log_marginal")):
+        found, expected = mixed.exact(target), plain.exact(target)
+        assert found.value == pytest.approx(expected.value, abs=1e-11)
+        assert float(found.gradient["phi"]["loc"].sum()) == pytest.approx(
+            float(expected.gradient["phi"]["loc"].sum()), abs=1e-10
+        )
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.spec)
+def test_the_perturbation_is_from_the_posterior(problem):
+    if problem.name != "gaussian-mixture-guide":
+        still = replace(problem, perturbation=0.0)
+        assert still.exact(Target("forward_kl")).value == pytest.approx(0.0, abs=1e-12)
+        assert still.exact(Target("elbo")).value == pytest.approx(still.exact(Target("log_marginal")).value, abs=1e-12)
+        assert all(leaf.abs().max() < 1e-11 for leaf in still.exact(Target("elbo")).gradient["phi"].values())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS[::2], ids=lambda p: p.spec)
+def test_single_precision_and_seeds(problem):
+    single = replace(problem, dtype="float32")
+    for target in (Target("elbo"), Target("iwae", 2), Target("forward_kl")):
+        assert single.exact(target).value == problem.exact(target).value
+        assert all(leaf.dtype == torch.float32 for leaf in single.exact(target).gradient["phi"].values())
+    assert single.spec == problem.spec
+    if hasattr(problem, "seed"):
+        assert not torch.equal(replace(problem, seed=2, points=9).data, replace(problem, seed=3, points=9).data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (GammaPoisson, {"concentration": 0.0}),
+        (GammaPoisson, {"rate": -1.0}),
+        (GammaPoisson, {"points": 0}),
+        (BetaBernoulli, {"alpha": 0.0}),
+        (BetaBernoulli, {"observations": 0}),
+        (BetaBernoulli, {"seed": -1}),
+        (GaussianMixtureGuide, {"scale1": 0.0}),
+        (GaussianMixtureGuide, {"weight1": 1.0}),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(kind, settings):
+    with pytest.raises(SpecError, match=f"{kind.name}: {next(iter(settings))}"):
+        kind(**settings)
