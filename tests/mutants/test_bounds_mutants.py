@@ -10,13 +10,12 @@ import math
 
 import pytest
 import torch
-from planting import SEEDS, assert_found, assert_passes, mutant
+from planting import EVERY_SEED, assert_found, assert_passes, mutant
 
 import estimators
 from estimators import Target, Weights
 from estimators.subsets import without_any
 
-EVERY_SEED = [SEEDS[0], *(pytest.param(seed, marks=pytest.mark.long) for seed in SEEDS[1:])]
 GAUSSIAN = (
     "gaussian-1d[loc=1.5,scale=0.6,x=1.3,prior_loc=0.2]",
     "gaussian-1d[loc=1.6,scale=0.8,x=1.5,prior_loc=0.5]",

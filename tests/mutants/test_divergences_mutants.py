@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from planting import SEEDS, assert_found, assert_passes, mutant
+from planting import EVERY_SEED, assert_found, assert_passes, mutant
 
 import estimators
 from estimators import Target, Weights
@@ -19,7 +19,6 @@ from estimators.divergences import DIVERGENCES, Divergence
 from estimators.multilevel import blocks
 from estimators.thermodynamic import thermodynamic
 
-EVERY_SEED = [SEEDS[0], *(pytest.param(seed, marks=pytest.mark.long) for seed in SEEDS[1:])]
 GAUSSIAN = (
     "gaussian-1d[loc=1.5,scale=0.6,x=1.3,prior_loc=0.2]",
     "gaussian-1d[loc=-1.4,scale=1.1,x=-1.3,prior_loc=-0.3]",

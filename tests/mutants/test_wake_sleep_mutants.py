@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from planting import SEEDS, assert_found, assert_passes, judged, mutant
+from planting import EVERY_SEED, assert_found, assert_passes, judged, mutant
 from torch.func import grad
 
 import estimators
@@ -18,7 +18,6 @@ from estimators import Target
 from estimators.surrogate import weighted_gradient
 from estimators.trees import tree_map
 
-EVERY_SEED = [SEEDS[0], *(pytest.param(seed, marks=pytest.mark.long) for seed in SEEDS[1:])]
 DISCRETE = ("sigmoid-belief-net[dim=3,data_dim=4,seed=2]",)
 DREAMS = ("rainforth[dim=2,points=2,perturbation=0.5,seed=1]",)
 BASE = "unbiased-reweighted-wake-sleep"

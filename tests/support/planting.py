@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import kill_matrix
+import pytest
+
 import estimators
 from benchmarks.check import PANEL, Checked, check, exit_code
 from benchmarks.problems import Problem
@@ -12,6 +15,8 @@ from benchmarks.registry import Registry
 from estimators import Estimator
 
 SEEDS = (0, 1, 2)
+EVERY_SEED = [SEEDS[0], *(pytest.param(seed, marks=pytest.mark.long) for seed in SEEDS[1:])]
+"""The first seed on every commit, all three in the long tier."""
 MAX_DRAWS = 2_000_000
 
 
@@ -52,6 +57,7 @@ def judged(estimator: Estimator, seed: int, specs: tuple[str, ...] = PANEL) -> t
 def assert_found(estimator: Estimator, seed: int, specs: tuple[str, ...] = PANEL) -> None:
     """Fail if the planted defect survives."""
     code, found = judged(estimator, seed, specs)
+    kill_matrix.note(estimator, seed, problems(specs), code == 1)
     assert code == 1, [str(each.finding) for each in found]
 
 
