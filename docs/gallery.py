@@ -9,10 +9,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import torch
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from benchmarks import problems
+from benchmarks.bias_matrix import COLUMNS, NUM_SAMPLES, PROBLEMS, UNBIASED, Entry, row
+from benchmarks.cost import count
+from benchmarks.references import numpyro_losses
+from benchmarks.references.loop import LoopEstimator
 from benchmarks.references.pyro_losses import LOSSES
 from benchmarks.specs import settings_of
 from estimators import BLOCKS, NEEDS, REGISTRY, Estimator
@@ -32,17 +37,41 @@ TARGETS = {
     "relaxed_elbo": "the ELBO with relaxed latents",
     "sleep": r"\(E_{p(x)} E_{p(z \mid x)} \log q(z \mid x)\)",
 }
+MATRIX = {
+    "elbo": "ELBO",
+    "iwae": r"\(\mathcal{L}_K\)",
+    "log_marginal": r"\(\log p(x)\)",
+    "forward_kl": "forward KL",
+}
 FAMILIES = {
     "elbo": "The evidence lower bound",
     "multi-sample": "Bounds of several samples",
     "debiasing": "Towards log p(x)",
     "wake-sleep": "Wake-sleep",
+    "divergences": "Other divergences",
+    "discrete": "Discrete latents, without relaxing them",
+    "subset": "Sums over chosen states of a discrete latent",
+    "relaxations": "Relaxed discrete latents",
+    "noise": "Noise schemes around any of them",
 }
 NOTATION = r"""
 Notation: \(w_k = p(x, z_k) / q(z_k \mid x)\) and \(\tilde w\) their normalisation over the \(K\) samples; \(h_k\) the
 score, the gradient of \(\log q_\phi(z_k)\) with \(z_k\) held; \(P_k\) the path derivative of \(\log w_k\) with the
 density of \(q\) held; \(t_k\) the gradient of \(\log p_\theta(x, z_k)\) in \(\theta\);
 \(\mathcal{L}_K = E \log K^{-1} \sum_k w_k\). All gradients point uphill.
+""".strip()
+
+
+OUT_OF_SCOPE = """
+## Left out, and why
+
+- **Tensor Monte Carlo** (Aitchison, 2019), **filtering objectives** (FIVO, AESMC, VSMC) and **hierarchical implicit
+  bounds** (IWHVI): their weights are not a list of K log-weights of one joint latent, but sums over a factor graph, over time
+  or over auxiliary draws. They need an engine of their own.
+- **MMD and energy distances**: other targets than bounds of log p(x); nothing here to hold them against.
+- **Local reparameterisation and Flipout**: of weights of Bayesian networks, not of latents of data points.
+- **Coupled-chain gradients and Markovian score climbing**: replicates depend on one another, and the tests here rest on
+  independent ones.
 """.strip()
 
 
@@ -63,12 +92,70 @@ def estimators_page() -> str:
         families.setdefault(kind.family, []).append(kind)
     for family, kinds in families.items():
         parts += [f"## {FAMILIES.get(family, family)}", *(_estimator(kind) for kind in kinds)]
+    parts += [bias_matrix()]
     parts += [
         "## Pyro's, beside ours",
         "Measured by the same engine on the same problems: objects under test, not authorities.",
         *(_estimator(kind) for kind in LOSSES),
+        "## NumPyro's, beside ours",
+        "There where the extra `numpyro` is installed: "
+        + ", ".join(f"`{kind.name}`" for kind in numpyro_losses.LOSSES)
+        + ".",
+        *(_estimator(kind) for kind in numpyro_losses.LOSSES if numpyro_losses.installed()),
+        OUT_OF_SCOPE,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def bias_matrix() -> str:
+    """Every estimator against every target, computed exactly while the page is built."""
+    header = " | ".join(f"\\(\\{block}\\): {MATRIX[column.name]}" for block in BLOCKS for column in COLUMNS)
+    lines = [f"| estimator | {header} |", "|---" * (1 + len(BLOCKS) * len(COLUMNS)) + "|"]
+    left_out = []
+    for name in REGISTRY:
+        found = row(name)
+        if found is None:
+            left_out.append(f"`{name}`")
+            continue
+        cells = [_cell(found.entries[block, column.name]) for block in BLOCKS for column in COLUMNS]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n\n".join(
+        [
+            "## What is unbiased for what",
+            "The distance of each estimator's exact expectation from the exact gradient of each target, as a part of that "
+            f"gradient, at K = {NUM_SAMPLES} (or the least K allowed) on `{PROBLEMS[0].spec}`, and on `{PROBLEMS[1].spec}` "
+            "for those that need discrete latents. **0**: unbiased there, and declared so. By quadrature or enumeration over "
+            "all noise, so no number here has a standard error. An empty field: the target has no gradient in that block.",
+            "\n".join(lines),
+            f"Not here, because their noise is their own or too much to sum over: {', '.join(left_out)}. Their own tests "
+            "and `gradest check` speak for them.",
+        ]
+    )
+
+
+def _cell(entry: Entry) -> str:
+    if entry.bias is None:
+        return ""
+    if entry.bias < UNBIASED:
+        return "**0**" if entry.declared == "unbiased" else "0"
+    return f"{entry.bias:.2g}" + (" (declared)" if entry.declared == "biased" else "")
+
+
+def _cost(estimator: Estimator) -> str:
+    """Evaluations of log p(x, z) for one gradient, counted on a small problem."""
+    for kind in problems.REGISTRY.values():
+        if kind.wants_settings or "vae" in kind.name:
+            continue
+        problem = kind()
+        if estimator.refuses(problem) is None:
+            if isinstance(estimator, LoopEstimator):
+                each = estimator.evaluations(problem, problem.parameters) / max(1, len(problem.data))
+                return f"{each:.3g} evaluations of log p(x, z) for each data point (`{kind.name}`)"
+            counted = count(estimator, problem, problem.parameters, torch.Generator().manual_seed(0))
+            evaluations = counted.evaluations_per_gradient / max(1, len(problem.data))
+            mean = "on average " if estimator.random_cost else ""
+            return f"{mean}{evaluations:.3g} evaluations of log p(x, z) for each data point (`{kind.name}`)"
+    return "not counted"
 
 
 def problems_page() -> str:
@@ -112,6 +199,7 @@ def _estimator(kind: type[Estimator]) -> str:
         *prose["text"],
         "| block | estimates the gradient of | |\n|---|---|---|\n" + "\n".join(rows),
         f"**Needs:** {'; '.join(needs) or 'nothing but the value of log p(x, z)'}.",
+        f"**Cost of one gradient at K = {estimator.num_samples}:** {_cost(estimator)}.",
         "" if estimator.variance_exists else "**Its variance does not exist** unless it is capped.",
         _labelled("Arguments", prose),
         f'!!! warning "Pitfalls"\n\n{warning}' if warning else "",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 
+from .baselines import MovingAverageBaseline, NetworkBaseline, OptimalControlVariate
+from .blends import CIWAE, DReGAlpha
 from .contract import (
     BLOCKS,
     NEEDS,
@@ -22,8 +24,11 @@ from .contract import (
     TotalDerivative,
     Weights,
 )
-from .debiasing import SUMO, Jackknife
+from .control_variates import LAX, DeltaMethod, HessianControlVariate, ScoreCoefficient
+from .debiasing import SUMO, Jackknife, JackknifeDReG
+from .discrete import ARM, DisARM, LocalDisARM, MuProp
 from .discrete_guides import Bernoulli, Categorical
+from .divergences import FDivergence, FDivergenceScore, TailAdaptive
 from .elbo import (
     LeaveOneOut,
     Reparameterization,
@@ -31,11 +36,22 @@ from .elbo import (
     ScoreFunction,
     StickingTheLanding,
 )
-from .gaussian import BonnetPrice
-from .guides import DiagonalGaussian, standard_log_prob
+from .enumeration import Enumeration, LocalExpectation
+from .gaussian import BonnetPrice, MeasureValued, PriceFirstOrder
+from .gdreg import GDReG
+from .guides import DiagonalGaussian, FullRankGaussian, standard_log_prob
+from .hierarchical import Hierarchical
+from .implicit_guides import Beta, Gamma, MixtureOfGaussians
 from .multilevel import MultilevelRussianRoulette, MultilevelSingleSample
+from .multilevel_phi import MultilevelTVO, UnbiasedReweightedWakeSleep
 from .multisample import IWAE, MIWAE, PIWAE, DReG, IWAEStickingTheLanding
-from .multisample_score import OVIS, VIMCO, MultiSampleScore
+from .multisample_score import OVIS, VIMCO, MultiSampleScore, OVISMonteCarlo
+from .noise import Antithetic, Sobol, Stratified
+from .relaxations import GumbelSoftmax, Rebar, Relax, StraightThrough, StraightThroughGumbel
+from .renyi import ChiUpperBound, Renyi, RenyiDReG, RenyiScore
+from .sleep import Insomnia, SleepPhi
+from .subset_sampling import RaoBlackwellised, UnorderedSet, WithoutReplacement
+from .thermodynamic import TVO
 from .wake_sleep import ReweightedWakeSleep, ReweightedWakeSleepDReG
 
 REGISTRY: dict[str, type[Estimator]] = {
@@ -43,24 +59,67 @@ REGISTRY: dict[str, type[Estimator]] = {
     for cls in (
         ScoreFunction,
         LeaveOneOut,
+        MovingAverageBaseline,
+        NetworkBaseline,
+        OptimalControlVariate,
         Reparameterization,
         ReparameterizationAnalyticKL,
         StickingTheLanding,
         BonnetPrice,
+        PriceFirstOrder,
+        MeasureValued,
+        DeltaMethod,
+        ScoreCoefficient,
+        HessianControlVariate,
+        LAX,
         IWAE,
         IWAEStickingTheLanding,
         DReG,
+        GDReG,
         MIWAE,
         PIWAE,
+        CIWAE,
+        DReGAlpha,
+        Renyi,
+        RenyiDReG,
+        RenyiScore,
+        ChiUpperBound,
         MultiSampleScore,
         VIMCO,
         OVIS,
+        OVISMonteCarlo,
         Jackknife,
+        JackknifeDReG,
         SUMO,
         MultilevelRussianRoulette,
         MultilevelSingleSample,
+        MultilevelTVO,
         ReweightedWakeSleep,
         ReweightedWakeSleepDReG,
+        UnbiasedReweightedWakeSleep,
+        SleepPhi,
+        Insomnia,
+        FDivergence,
+        FDivergenceScore,
+        TailAdaptive,
+        TVO,
+        WithoutReplacement,
+        UnorderedSet,
+        RaoBlackwellised,
+        Enumeration,
+        LocalExpectation,
+        ARM,
+        DisARM,
+        LocalDisARM,
+        MuProp,
+        Rebar,
+        Relax,
+        GumbelSoftmax,
+        StraightThrough,
+        StraightThroughGumbel,
+        Antithetic,
+        Sobol,
+        Stratified,
     )
 }
 
@@ -88,43 +147,91 @@ def get(name: str, **settings: int | float) -> Estimator:
 
 
 __all__ = [
+    "ARM",
     "BLOCKS",
+    "CIWAE",
     "IWAE",
+    "LAX",
     "MIWAE",
     "NEEDS",
     "OVIS",
     "PIWAE",
     "REGISTRY",
     "SUMO",
+    "TVO",
     "VIMCO",
+    "Antithetic",
     "Bernoulli",
+    "Beta",
     "Block",
     "BonnetPrice",
     "Categorical",
+    "ChiUpperBound",
     "DReG",
+    "DReGAlpha",
+    "DeltaMethod",
     "DiagonalGaussian",
+    "DisARM",
     "Draw",
+    "Enumeration",
     "Estimator",
+    "FDivergence",
+    "FDivergenceScore",
+    "FullRankGaussian",
+    "GDReG",
+    "Gamma",
     "Gradient",
     "Guide",
+    "GumbelSoftmax",
+    "HessianControlVariate",
+    "Hierarchical",
     "IWAEStickingTheLanding",
+    "Insomnia",
     "Jackknife",
+    "JackknifeDReG",
     "LatentModel",
     "LeaveOneOut",
+    "LocalDisARM",
+    "LocalExpectation",
+    "MeasureValued",
+    "MixtureOfGaussians",
+    "MovingAverageBaseline",
+    "MuProp",
     "MultiSampleScore",
     "MultilevelRussianRoulette",
     "MultilevelSingleSample",
+    "MultilevelTVO",
+    "NetworkBaseline",
+    "OVISMonteCarlo",
+    "OptimalControlVariate",
     "Parameters",
+    "PriceFirstOrder",
+    "RaoBlackwellised",
+    "Rebar",
     "Refusal",
+    "Relax",
+    "Renyi",
+    "RenyiDReG",
+    "RenyiScore",
     "Reparameterization",
     "ReparameterizationAnalyticKL",
     "ReweightedWakeSleep",
     "ReweightedWakeSleepDReG",
+    "ScoreCoefficient",
     "ScoreFunction",
+    "SleepPhi",
+    "Sobol",
     "StickingTheLanding",
+    "StraightThrough",
+    "StraightThroughGumbel",
+    "Stratified",
+    "TailAdaptive",
     "Target",
     "TotalDerivative",
+    "UnbiasedReweightedWakeSleep",
+    "UnorderedSet",
     "Weights",
+    "WithoutReplacement",
     "get",
     "names",
     "standard_log_prob",

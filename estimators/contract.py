@@ -41,6 +41,7 @@ NEEDS = {
     "bernoulli": "the guide must be a product of Bernoulli variables",
     "categorical": "the guide must be a product of categorical variables",
     "enumerable": "the guide must have so few states that they can be summed over",
+    "factorised": "the guide must be a product of discrete variables with few values each",
     "relaxable": "log p(x, z) must be defined and differentiable between the discrete values of z",
     "data": "the model must give its data as a matrix, one row for each data point",
     "simulable": "the model must draw data of its own, and give its guide for them",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch.func import vmap
 
 from .contract import BLOCKS, Estimator, Gradient, LatentModel, Parameters
 from .trees import tree_map
+
+Rows: TypeAlias = Callable[[Any], Tensor]
+"""From the noise of several replicates, ``(rows, K, ...)``, to their estimates, ``(rows, 1 + P)``."""
 
 
 def coordinates(parameters: Parameters) -> list[tuple[str, str, int]]:
@@ -30,20 +34,35 @@ def flatten(gradient: Gradient, parameters: Parameters) -> Tensor:
     return torch.cat([gradient.value[:, None].to(leaves[0].dtype), *leaves], 1)
 
 
+def vectorised(estimator: Estimator, model: LatentModel, parameters: Parameters) -> Rows:
+    """The estimates of given noise, all at once: what :func:`stacked` draws noise for."""
+
+    def rows(noise: Any) -> Tensor:
+        return flatten(vmap(lambda one: estimator.gradient(model, parameters, one))(noise), parameters)
+
+    return rows
+
+
 def stacked(
-    estimator: Estimator, model: LatentModel, parameters: Parameters, replicates: int, generator: torch.Generator
+    estimator: Estimator,
+    model: LatentModel,
+    parameters: Parameters,
+    replicates: int,
+    generator: torch.Generator,
+    rows_of: Rows | None = None,
 ) -> Tensor:
     """``replicates`` independent estimates, ``(replicates, 1 + P)``, columns as in :func:`flatten`.
 
     Estimates that draw different numbers of samples are computed in groups of equal length, so none pays for another.
+    ``rows_of`` stands in for :func:`vectorised` of the same estimator: the same estimates, made in another way.
     """
+    rows_of = rows_of or vectorised(estimator, model, parameters)
     with torch.no_grad():
         guide = model.guide(parameters["phi"])
         draws = estimator.draws(guide, replicates, generator)
     out: Tensor | None = None
     for draw in draws:
-        gradient = vmap(lambda noise: estimator.gradient(model, parameters, noise))(draw.noise)
-        rows = flatten(gradient, parameters)
+        rows = rows_of(draw.noise)
         if len(draws) == 1:
             return rows
         if out is None:
@@ -74,7 +93,8 @@ def batches(
     replicates: int,
     generator: torch.Generator,
     size: int,
+    rows_of: Rows | None = None,
 ) -> Iterator[Tensor]:
     """``replicates`` estimates in batches of at most ``size`` rows; memory does not grow with ``replicates``."""
     for start in range(0, replicates, size):
-        yield stacked(estimator, model, parameters, min(size, replicates - start), generator)
+        yield stacked(estimator, model, parameters, min(size, replicates - start), generator, rows_of)

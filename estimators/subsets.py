@@ -23,6 +23,8 @@ def without_any(log_w: Tensor, left_out: int) -> Tensor:
     if left_out == 0:
         return log_w[None]
     K = log_w.shape[0]
-    places = torch.combinations(torch.arange(K, device=log_w.device), left_out)
+    every = torch.arange(K, device=log_w.device)
+    # combinations() makes a tensor whose shape depends on data, which torch.compile cannot follow.
+    places = every[:, None] if left_out == 1 else torch.combinations(every, left_out)
     gone = torch.zeros(len(places), K, dtype=torch.bool, device=log_w.device).scatter(1, places, True)
     return log_w[None].masked_fill(gone.reshape(-1, K, *(1,) * (log_w.ndim - 1)), -math.inf)

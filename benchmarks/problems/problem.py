@@ -45,6 +45,10 @@ class Problem(LatentModel):
     version: ClassVar[str] = "1"
     citations: ClassVar[tuple[str, ...]] = ()
     exact_targets: ClassVar[tuple[str, ...]] = ()
+    wants_settings: ClassVar[bool] = False
+    """Whether it is nothing without settings, and so is never meant by ``*``."""
+    compared: ClassVar[bool] = False
+    """Whether estimators are checked here against one another, for want of anything exact."""
 
     def __post_init__(self) -> None:
         self.validate()

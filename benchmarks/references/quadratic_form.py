@@ -27,7 +27,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gamma
 
 from .linear_gaussian import LinearGaussian
 from .self_normalized import LOG_T_STEP, Level, QuadratureError, SelfNormalizedSums, budget
@@ -92,6 +91,8 @@ class QuadraticForm:
         upper = np.triu_indices(len(b))
         pairs = mean[:, upper[0]] * mean[:, upper[1]] + np.where(upper[0] == upper[1], spread[:, upper[0]], 0.0)
         features = np.concatenate([np.ones((len(u), 1)), mean, pairs], axis=1)
+        from scipy.special import gamma  # late: what only lists problems need not wait for it
+
         density = moment * step / np.pi
         density[0] /= 2.0
         values = np.concatenate([(density * gamma(u))[:, None], (density * gamma(u + 1))[:, None] * features], axis=1)

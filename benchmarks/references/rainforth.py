@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ive
 
 from .self_normalized import QuadratureError, SelfNormalizedSums, budget, sample_step
 
@@ -236,6 +235,8 @@ class Rainforth:
         R has density R^(D-1) exp(-(R-k)^2/2) ive(D/2-1, kR) / (kR)^(D/2-1), k = |e0|. The grid is uniform in y with
         R = log(1 + e^y): linear where R is large, and without the boundary at R = 0.
         """
+        from scipy.special import ive  # late: what only lists problems need not wait for it
+
         dimension, rho = len(self.theta), self.rho
         centre = 2.0 * math.sqrt(self.variance) * length / (rho - 1.0)  # e0'd, of the sign of rho - 1
         size = abs(centre)

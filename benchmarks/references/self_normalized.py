@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import make_interp_spline
 
 Array = NDArray[np.float64]
 
@@ -210,6 +209,8 @@ class SelfNormalizedSums:
         log_t, log_phi = self.fine.log_t, self.fine.log_phi
         used = (log_phi > -45.0) & (log_t > -38.0 - math.log(num_samples))
         log_t, log_phi = log_t[used], log_phi[used]
+        from scipy.interpolate import make_interp_spline  # half a second, which only this needs
+
         spline = make_interp_spline(log_t, np.log(-log_phi), k=7)
         v, value = log_t[::2], log_phi[::2]  # every other point: a product rule, its error 5e-15
         index = np.arange(len(v))

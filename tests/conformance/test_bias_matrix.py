@@ -12,10 +12,13 @@ SAMPLED = {
     "optimal-control-variate", "measure-valued", "ovis-mc", "sumo", "multilevel-russian-roulette",
     "multilevel-single-sample", "multilevel-tvo", "unbiased-reweighted-wake-sleep", "sleep-phi", "insomnia",
     "without-replacement", "unordered-set", "rao-blackwellised", "antithetic", "sobol", "stratified",
+    "rebar", "relax", "gumbel-softmax", "straight-through", "straight-through-gumbel",
 }  # fmt: skip
 COINCIDENCES = {
     # two groups of one sample: the bound of a group is the ELBO
     ("miwae", "theta", "elbo"), ("miwae", "phi", "elbo"), ("piwae", "phi", "elbo"),
+    # it takes one sample, whose bound is the ELBO
+    ("enumeration", "theta", "iwae"), ("enumeration", "phi", "iwae"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.func import vmap
 
 import estimators
 from benchmarks.check import PANEL, check, exit_code
-from benchmarks.problems import Gaussian1D, LinearGaussian, SigmoidBeliefNet
+from benchmarks.problems import CategoricalMixture, Gaussian1D, LinearGaussian, Rainforth, SigmoidBeliefNet
 from benchmarks.registry import Registry
 from estimators import BLOCKS, NEEDS, Estimator, Refusal, Target
 from estimators.contract import MULTI_SAMPLE
@@ -41,7 +42,7 @@ def get(name: str) -> Estimator:
 
 def at_home(estimator: Estimator, **settings):
     """A small problem that the estimator can work on."""
-    for kind in (LinearGaussian, SigmoidBeliefNet):
+    for kind in (LinearGaussian, SigmoidBeliefNet, CategoricalMixture, partial(Rainforth, dim=3, points=2)):
         problem = kind(**settings)
         if estimator.refuses(problem) is None:
             return problem
@@ -125,7 +126,7 @@ def test_weights_stay_finite_far_from_zero(estimator, shift):
 
 def test_model_weights_sum_to_one(estimator):
     """The theta-gradient of any of these values rises by one if log p(x, z) does: each is equivariant under scaling of w."""
-    if is_rule(estimator):
+    if is_rule(estimator) and estimator.targets["theta"].name != "f_divergence":  # F is linear in log w for KL alone
         log_w = torch.randn(4, dtype=torch.float64)
         model = torch.as_tensor(estimator.weights(log_w).model, dtype=torch.float64).expand(4)
         assert float(model.sum()) == pytest.approx(1.0, abs=1e-12)
@@ -152,6 +153,8 @@ def test_randomness_is_an_argument(estimator):
     second = stacked(estimator, problem, problem.parameters, 4, torch.Generator().manual_seed(9))
     assert torch.equal(first, second)
     torch.set_rng_state(before)
+    if estimator.name == "enumeration":  # nothing is sampled
+        return
     third = stacked(estimator, problem, problem.parameters, 4, torch.Generator().manual_seed(10))
     assert not torch.equal(first, third)
     assert torch.equal(torch.get_rng_state(), before)
@@ -210,11 +213,17 @@ EXPECTED = {
     "jackknife": 1,
     "reweighted-wake-sleep": 1,
     "reweighted-wake-sleep-dreg": 1,
+    "dreg-alpha": 1,
+    "insomnia": 1,
+    "tvo": 1,
+    "straight-through": 1,
+    "straight-through-gumbel": 1,
     # declared infinite variance: refused, neither passed nor failed
     "sumo": 3,
     # finite variance in theory wherever rho > 0.62, but two of the panel's problems stand too near that for any draw to show
     "multilevel-russian-roulette": 3,
     "multilevel-single-sample": 3,
+    "unbiased-reweighted-wake-sleep": 3,
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.bias_matrix import PIECEWISE
 from benchmarks.check import exact
 from estimators import BLOCKS, Estimator
 from estimators.quadrature import exact_expectation
@@ -48,7 +49,9 @@ def exactly(estimator: Estimator, problems: list) -> bool | None:
         if estimator.refuses(problem) is not None or estimator.random_cost or estimator.warm_up:
             continue
         try:
-            mean, _ = exact_expectation(estimator, problem, problem.parameters, nodes=40)
+            mean, _ = exact_expectation(
+                estimator, problem, problem.parameters, nodes=PIECEWISE.get(estimator.family, 40)
+            )
         except (ValueError, NotImplementedError):
             continue
         seen = bool(seen) or _wrong(estimator, problem, mean)
