@@ -11,41 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators import REGISTRY, Block, DiagonalGaussian, Estimator, Parameters, Refusal
+from estimators import REGISTRY, Block, Estimator, Guide, LatentModel, Parameters, Refusal
+from estimators.contract import Latent
 
 from .. import data as digits_data
 from ..records import TrainingRecord, canonical_json
-from ..specs import SpecError, canonical, nearest
+from ..specs import SpecError, canonical, nearest, settings_of
 from ..training import CHECKPOINTS, Progress, Schedule, generator, load, store, train, training_threads
+from .family import Family
 from .gaussian import ALL
 from .problem import Problem
-from .vae import VAE, initial_parameters
+from .vae import OneLayer
 
 
 @dataclass(frozen=True)
-class DigitsVAE(Problem):
-    """VAE 784-hidden-hidden-latent (tanh) on 28x28 digits: p(z) = N(0, I), Bernoulli pixels, q = N(loc(x), scale(x)^2).
+class TrainedOnDigits(Problem, Family):
+    """Abstract: a model that is trained on 28x28 digits; a subclass adds a :class:`~benchmarks.problems.family.Family`.
 
     It is trained on 4,000 digits, dynamically binarised, once per settings; the three checkpoints are kept in the cache
     folder (:func:`benchmarks.data.cache_folder`). Gradients are measured on ``points`` held-out digits, binarised once.
     Training is in float32 whatever ``dtype`` says, so that all precisions are measured at the same parameters.
 
+    A subclass names its family after this class: the sizes then come first in a specification.
+
     Arguments:
-        hidden, latent: widths. Burda's are 200 and 50.
         epochs, batch, learning_rate: of the training (:class:`benchmarks.training.Schedule`).
         objective: the registered estimator that trains it, with ``train_num_samples`` samples per image.
         seed: of the start, of the minibatches and of the training's noise.
         checkpoint: ``start`` (untrained), ``middle`` (after a tenth of the steps) or ``converged`` (after all of them).
         points: held-out digits, at most 1,000.
-
-    theta and phi: the decoder's and the encoder's named parameters (:mod:`benchmarks.problems.vae`).
-
-    References:
-        Kingma & Welling (2014); Burda, Grosse & Salakhutdinov (2016), section 5, for architecture and data.
     """
 
-    hidden: int = 200
-    latent: int = 50
     epochs: int = 40
     batch: int = 100
     learning_rate: float = 3e-3
@@ -56,17 +52,16 @@ class DigitsVAE(Problem):
     points: int = 16
     dtype: str = field(default="float32", kw_only=True)
 
-    name = "digits-vae"
-    summary = "VAE with 50 latents on MNIST digits, trained by this suite: gradients at start, middle and converged"
-    citations = ("kingma2014", "burda2016")
-    offers = ALL
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self._vae  # as the data: not first made inside a functorch transform
+        _ = self._model  # as the data: not first made inside a functorch transform
 
     def validate(self) -> None:
-        for name in ("hidden", "latent", "epochs", "batch", "points"):
+        try:
+            self.validate_sizes()
+        except SpecError as problem:
+            raise SpecError(f"{self.name}: {problem}") from None
+        for name in ("epochs", "batch", "points"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name, most in (("batch", digits_data.TRAIN), ("points", digits_data.HELD_OUT)):
             self.require(getattr(self, name) <= most, f"{name} must be at most {most}, not {getattr(self, name)}")
@@ -93,17 +88,20 @@ class DigitsVAE(Problem):
         found = self._start() if self.checkpoint == "start" else self._training()[1][self.checkpoint]
         return {block: {name: self.tensor(leaf) for name, leaf in leaves.items()} for block, leaves in found.items()}
 
-    def guide(self, phi: Block) -> DiagonalGaussian:
-        return self._vae.guide(phi)
+    def guide(self, phi: Block) -> Guide:
+        return self._model.guide(phi)
 
-    def prior(self, theta: Block) -> DiagonalGaussian:
-        return self._vae.prior(theta)
+    def prior(self, theta: Block) -> Guide:
+        return self._model.prior(theta)
 
-    def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
-        return self._vae.log_likelihood(theta, z)
+    def log_likelihood(self, theta: Block, z: Latent) -> Tensor:
+        return self._model.log_likelihood(theta, z)
 
-    def log_joint(self, theta: Block, z: Tensor) -> Tensor:
-        return self._vae.log_joint(theta, z)
+    def log_joint(self, theta: Block, z: Latent) -> Tensor:
+        return self._model.log_joint(theta, z)
+
+    def simulate(self, theta: Block, noise: Any) -> tuple[Latent, LatentModel]:
+        return self._model.simulate(theta, noise)
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Train, unless it was done before or the checkpoint is the untrained one."""
@@ -135,19 +133,16 @@ class DigitsVAE(Problem):
         return digits_data.cache_folder() / "training" / f"{self.training_id}.safetensors"
 
     @cached_property
-    def _vae(self) -> VAE:
-        return self._model(self.data)
+    def _model(self) -> LatentModel:
+        return self.model_of(self.data)
 
     @property
     def _estimator(self) -> Estimator:
         return REGISTRY[self.objective](num_samples=self.train_num_samples)
 
-    def _model(self, x: Tensor) -> VAE:
-        return VAE(x, self.hidden, self.latent)
-
     def _start(self) -> Parameters:
         mean = torch.from_numpy(digits_data.split()[0]).mean(0)
-        return initial_parameters(self.hidden, self.latent, mean, generator("cpu", "training", self.seed, "start"))
+        return self.start(mean, generator("cpu", "training", self.seed, "start"))
 
     def _training(self, progress: Progress | None = None) -> tuple[TrainingRecord, dict[str, Parameters]]:
         """From the cache folder, or else trained now and put there."""
@@ -156,7 +151,7 @@ class DigitsVAE(Problem):
             return kept
         start = {block: {k: v.to(self.device) for k, v in leaves.items()} for block, leaves in self._start().items()}
         trained = train(
-            self._model,
+            self.model_of,
             self._estimator,
             start,
             torch.from_numpy(digits_data.split()[0]).to(self.device),
@@ -175,13 +170,41 @@ class DigitsVAE(Problem):
         return record, trained.checkpoints
 
     def _settings(self) -> dict[str, Any]:
-        names = ("hidden", "latent", "epochs", "batch", "learning_rate", "objective", "train_num_samples", "seed")
+        names = [name for name in settings_of(type(self)) if name not in ("checkpoint", "points")]
         return {name: getattr(self, name) for name in names} | {
             "dtype": "float32",
             "device": self.device,
             "threads": training_threads(self.batch * self.train_num_samples),
             "torch": torch.__version__,
         }
+
+
+@dataclass(frozen=True)
+class DigitsVAE(TrainedOnDigits, OneLayer):
+    """VAE 784-hidden-hidden-latent (tanh) on 28x28 digits: p(z) = N(0, I), Bernoulli pixels, q = N(loc(x), scale(x)^2).
+
+    It is trained on 4,000 digits, dynamically binarised, once per settings; the three checkpoints are kept in the cache
+    folder (:func:`benchmarks.data.cache_folder`). Gradients are measured on ``points`` held-out digits, binarised once.
+    Training is in float32 whatever ``dtype`` says, so that all precisions are measured at the same parameters.
+
+    Arguments:
+        hidden, latent: widths. Burda's are 200 and 50.
+        epochs, batch, learning_rate: of the training (:class:`benchmarks.training.Schedule`).
+        objective: the registered estimator that trains it, with ``train_num_samples`` samples per image.
+        seed: of the start, of the minibatches and of the training's noise.
+        checkpoint: ``start`` (untrained), ``middle`` (after a tenth of the steps) or ``converged`` (after all of them).
+        points: held-out digits, at most 1,000.
+
+    theta and phi: the decoder's and the encoder's named parameters (:mod:`benchmarks.problems.vae`).
+
+    References:
+        Kingma & Welling (2014); Burda, Grosse & Salakhutdinov (2016), section 5, for architecture and data.
+    """
+
+    name = "digits-vae"
+    summary = "VAE with 50 latents on MNIST digits, trained by this suite: gradients at start, middle and converged"
+    citations = ("kingma2014", "burda2016")
+    offers = ALL
 
 
 @lru_cache(maxsize=1)

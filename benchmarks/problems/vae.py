@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from estimators import Block, DiagonalGaussian, LatentModel, Parameters
 
+from .family import Family, glorot, logit_of, require_positive
 from .gaussian import ALL
 
 
@@ -78,6 +79,10 @@ class VAE(LatentModel):
         for name, value in (("_encoder", encoder), ("_decoder", decoder), ("_signs", 1 - 2 * self.x)):
             object.__setattr__(self, name, value)
 
+    @property
+    def data(self) -> Tensor:
+        return self.x
+
     def guide(self, phi: Block) -> DiagonalGaussian:
         return DiagonalGaussian(*functional_call(self._encoder, phi, (self.x,)))
 
@@ -86,10 +91,7 @@ class VAE(LatentModel):
         return DiagonalGaussian(zero, zero)
 
     def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
-        # For zeros and ones x l - log(1 + e^l) = -log(1 + e^((1 - 2x) l)): stable for any logit, and under vmap(grad)
-        # half the time of the two-term form and a sixth of binary_cross_entropy_with_logits.
-        logits = functional_call(self._decoder, theta, (z,))
-        return -nn.functional.softplus(self._signs * logits).sum(-1)
+        return bernoulli_log_prob(self._signs, functional_call(self._decoder, theta, (z,)))
 
     def log_joint(self, theta: Block, z: Tensor) -> Tensor:
         return self.prior(theta).log_prob(z) + self.log_likelihood(theta, z)
@@ -106,15 +108,39 @@ def initial_parameters(hidden: int, latent: int, mean: Tensor, generator: torch.
         Glorot & Bengio (2010); Burda et al. (2016), and their code (yburda/iwae) for the output bias.
     """
     encoder, decoder = architecture(mean.shape[-1], hidden, latent)
-    blocks = {
-        block: {name: _glorot(tuple(leaf.shape), generator).to(mean) for name, leaf in network.named_parameters()}
-        for block, network in (("theta", decoder), ("phi", encoder))
-    }
-    blocks["theta"]["logits.bias"] = torch.logit(mean.double().clamp(0.001, 0.999)).to(mean)
-    return blocks
+    theta = glorot(decoder, generator, mean)
+    theta["logits.bias"] = logit_of(mean)
+    return {"theta": theta, "phi": glorot(encoder, generator, mean)}
 
 
-def _glorot(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    if len(shape) == 1:
-        return torch.zeros(shape)
-    return nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
+def bernoulli_log_prob(signs: Tensor, logits: Tensor) -> Tensor:
+    """log p of zeros and ones x, summed over the last axis; ``signs`` are 1 - 2x."""
+    # x l - log(1 + e^l) = -log(1 + e^((1 - 2x) l)): stable for any logit, and under vmap(grad) half the time of the
+    # two-term form and a sixth of binary_cross_entropy_with_logits.
+    return -nn.functional.softplus(signs * logits).sum(-1)
+
+
+@dataclass(frozen=True)
+class OneLayer(Family):
+    """Burda's VAE with one stochastic layer (:class:`VAE`)."""
+
+    hidden: int = 200
+    latent: int = 50
+
+    def validate_sizes(self) -> None:
+        require_positive(self, ("hidden", "latent"))
+
+    def model_of(self, x: Tensor) -> LatentModel:
+        return VAE(x, self.hidden, self.latent)
+
+    def start(self, mean: Tensor, generator: torch.Generator) -> Parameters:
+        return initial_parameters(self.hidden, self.latent, mean, generator)
+
+    def prior_sample(self, theta: Block, count: int, generator: torch.Generator) -> Tensor:
+        bias = theta["logits.bias"]
+        return torch.randn(count, self.latent, generator=generator, dtype=bias.dtype, device=bias.device)
+
+    @torch.no_grad()
+    def images(self, theta: Block, z: Tensor, generator: torch.Generator) -> Tensor:
+        _, decoder = architecture(theta["logits.bias"].shape[0], self.hidden, self.latent)
+        return functional_call(decoder, theta, (z,)).sigmoid()

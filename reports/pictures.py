@@ -1,0 +1,98 @@
+"""Pictures of trained models, drawn from the arrays that :mod:`benchmarks.evaluation.pictures` keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .looks import styled
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one file, by name."""
+    return safetensors.numpy.load(path.read_bytes())
+
+
+@styled
+def reconstructed(arrays: Arrays, columns: int = 10) -> Figure:
+    """Held-out images, and below each what one draw of its latents looks like."""
+    rows = []
+    for begin in range(0, len(arrays["original"]), columns):
+        rows += [arrays[name][begin : begin + columns] for name in ("original", "reconstruction")]
+    figure = Figure(figsize=(0.55 * columns, 0.55 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots()
+    _mosaic(axes, rows, columns)
+    axes.set_title("data (odd rows) and reconstructions (even rows)")
+    return figure
+
+
+@styled
+def sampled(arrays: Arrays, columns: int = 10) -> Figure:
+    """Images of latents from the prior."""
+    return _grid(arrays["sample"], columns, "samples")
+
+
+@styled
+def traversed(arrays: Arrays) -> Figure:
+    """Images over the plane of two latents, at the normal law's quantiles."""
+    images = arrays["traversal"]
+    figure = _grid(images, math.isqrt(len(images)), "images over the plane of two latents")
+    figure.axes[0].set(xlabel="$z_1$", ylabel="$z_2$")
+    return figure
+
+
+@styled
+def approximated(arrays: Arrays, points: int = 4) -> Figure:
+    """Posterior of each data point, shaded, and the guide in lines: the curves that hold half and nine tenths of it."""
+    count = min(points, len(arrays["posterior"]))
+    figure = Figure(figsize=(2.6 * count, 2.8), layout="constrained")
+    for place, axes in enumerate(np.ravel(figure.subplots(1, count))):
+        across, up = arrays["horizontal"][place], arrays["vertical"][place]
+        axes.pcolormesh(across, up, arrays["posterior"][place], cmap="Greys", shading="nearest", rasterized=True)
+        guide = arrays["guide"][place]
+        levels = held(guide, (0.9, 0.5))
+        if levels[0] < levels[1]:
+            axes.contour(across, up, guide, levels=levels, colors="#d55e00", linewidths=1)
+        axes.set(xlabel="$z_1$", ylabel="$z_2$" if place == 0 else "", aspect="equal")
+        axes.grid(False)
+    figure.suptitle("posterior (grey) and guide (50 % and 90 % curves)")
+    return figure
+
+
+def held(density: np.ndarray, shares: tuple[float, ...]) -> list[float]:
+    """The heights above which a density on a grid holds these shares of its mass.
+
+    Example:
+        >>> held(np.array([[4.0, 3.0], [2.0, 1.0]]), (0.9, 0.5))
+        [2.0, 3.0]
+    """
+    heights = np.sort(density.ravel())[::-1]
+    mass = np.cumsum(heights) / heights.sum()
+    return [float(heights[np.searchsorted(mass, share)]) for share in shares]
+
+
+def _grid(images: np.ndarray, columns: int, title: str) -> Figure:
+    rows = [images[begin : begin + columns] for begin in range(0, len(images), columns)]
+    figure = Figure(figsize=(0.45 * columns + 0.4, 0.45 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots()
+    _mosaic(axes, rows, columns)
+    axes.set_title(title)
+    return figure
+
+
+def _mosaic(axes: Axes, rows: list[np.ndarray], columns: int) -> None:
+    """Square images side by side in one picture, dark on light; a row that is too short is filled up with white."""
+    side = math.isqrt(rows[0].shape[1])
+    whole = np.zeros((len(rows), side, columns, side), dtype=np.float32)
+    for place, row in enumerate(rows):
+        whole[place, :, : len(row)] = row.reshape(-1, side, side).transpose(1, 0, 2)
+    axes.imshow(whole.reshape(len(rows) * side, columns * side), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
