@@ -32,6 +32,10 @@ class LoopEstimator(Estimator):
     library: ClassVar[str] = ""
     counterpart: ClassVar[str] = ""
 
+    def beside(self, problem: Problem) -> str:
+        """The estimator of this suite to be shown beside this one on a problem: the counterpart, unless that depends."""
+        return self.counterpart
+
     @abstractmethod
     def estimates(self, problem: Problem, parameters: Parameters) -> Generator[Gradient, None, None]:
         """Independent estimates without end, drawn from torch's global generator of the problem's device.

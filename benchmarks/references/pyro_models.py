@@ -1,7 +1,8 @@
 """Pyro twins of this suite's problems: the same densities, written the way a user of Pyro writes them.
 
-Parameters are `pyro.param` sites; latent and observation share one vectorised `pyro.plate` over the data points. Scales
-stay logarithms, as the problems declare them, so that gradients are with respect to the same numbers.
+Parameters are `pyro.param` sites; latents and observation share one vectorised `pyro.plate` over the data points. Scales
+stay logarithms, as the problems declare them, so that gradients are with respect to the same numbers. A discrete latent of
+several dimensions is one site for each: Pyro sums over no product of them.
 
 References:
     Bingham et al. (2019), Pyro: Deep Universal Probabilistic Programming.
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.func import functional_call
@@ -28,10 +30,10 @@ PLATES = 1
 
 
 class Twin(NamedTuple):
-    """A model and a guide without arguments. Both return the latent z, ``(..., points, dim)``."""
+    """A model and a guide without arguments. Both return the latent, shaped as the problem's own."""
 
-    model: Callable[[], Tensor]
-    guide: Callable[[], Tensor]
+    model: Callable[[], Any]
+    guide: Callable[[], Any]
 
 
 class Evaluations(Messenger):
@@ -53,6 +55,13 @@ def twin(problem: Any, parameters: Parameters) -> Twin:
         KeyError: if :data:`TWINS` has none.
     """
     return TWINS[problem.name](problem, parameters)
+
+
+def latent_sites(problem: Any) -> list[str]:
+    """Names of the latent sites of a problem's twin, in the guide's order; free of parameters, which may take training."""
+    if problem.name in ("sigmoid-belief-net", "categorical"):
+        return [f"z_{d}" for d in range(problem.dim)]
+    return ["z1", "z2"] if problem.name == "two-layer-gaussian" else ["z"]
 
 
 def declare(block: str, parameters: Parameters) -> Block:
@@ -148,10 +157,130 @@ def _digits_vae(problem: Any, parameters: Parameters) -> Twin:
     return Twin(model, guide)
 
 
+def _mean_field(problem: Any, parameters: Parameters) -> Twin:
+    """z ~ N(prior_loc, I), x | z ~ N(A z, s^2 I), q diagonal; one data point."""
+    x = problem.data
+
+    def model() -> Tensor:
+        theta = declare("theta", parameters)
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.Normal(theta["prior_loc"], x.new_ones(())).to_event(1))
+            scale = theta["log_noise_scale"].exp()
+            pyro.sample("x", dist.Normal(z @ theta["weight"].T, scale).to_event(1), obs=x)
+        return z
+
+    def guide() -> Tensor:
+        phi = declare("phi", parameters)
+        with pyro.plate("data", 1):
+            return pyro.sample("z", dist.Normal(phi["loc"], phi["log_scale"].exp()).to_event(1))
+
+    return Twin(model, guide)
+
+
+def _banana(problem: Any, parameters: Parameters) -> Twin:
+    """z ~ N(prior_loc, I), x | z ~ N(z2 + curvature (z1^2 - 1), s^2), q diagonal; one data point."""
+    x = problem.data
+
+    def model() -> Tensor:
+        theta = declare("theta", parameters)
+        with pyro.plate("data", 1):
+            z = pyro.sample("z", dist.Normal(theta["prior_loc"], x.new_ones(())).to_event(1))
+            mean = z[..., 1:] + theta["curvature"] * (z[..., :1] ** 2 - 1)
+            pyro.sample("x", dist.Normal(mean, theta["log_noise_scale"].exp()).to_event(1), obs=x)
+        return z
+
+    def guide() -> Tensor:
+        phi = declare("phi", parameters)
+        with pyro.plate("data", 1):
+            return pyro.sample("z", dist.Normal(phi["loc"], phi["log_scale"].exp()).to_event(1))
+
+    return Twin(model, guide)
+
+
+def _two_layers(problem: Any, parameters: Parameters) -> Twin:
+    """z2 ~ N(prior_loc, I), z1 | z2, x | z1, all linear and Gaussian; the guide draws z1 from x and z2 from z1."""
+    x = problem.data
+
+    def linear(given: Tensor, block: Block, of: str, scale: str) -> dist.TorchDistribution:
+        mean = given @ block[f"{of}weight"].T + block[f"{of}bias"]
+        return dist.Normal(mean, block[scale].exp()).to_event(1)
+
+    def model() -> tuple[Tensor, Tensor]:
+        theta = declare("theta", parameters)
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(theta["prior_loc"], x.new_ones(())).to_event(1))
+            z1 = pyro.sample("z1", linear(z2, theta, "upper_", "upper_log_scale"))
+            pyro.sample("x", linear(z1, theta, "", "log_noise_scale"), obs=x)
+        return z1, z2
+
+    def guide() -> tuple[Tensor, Tensor]:
+        phi = declare("phi", parameters)
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", linear(x, phi, "", "log_scale"))
+            z2 = pyro.sample("z2", linear(z1, phi, "upper_", "upper_log_scale"))
+        return z1, z2
+
+    return Twin(model, guide)
+
+
+def _together(sites: list[Tensor], event_dim: int) -> Tensor:
+    """Sites as one tensor, along a new dimension before their own event's; summed-over ones broadcast."""
+    return torch.stack(torch.broadcast_tensors(*sites), -1 - event_dim)
+
+
+def _belief_net(problem: Any, parameters: Parameters) -> Twin:
+    """z_d ~ Bernoulli, x_i | z ~ Bernoulli, q a product of Bernoullis."""
+    x, dims = problem.data, range(problem.dim)
+
+    def model() -> Tensor:
+        theta = declare("theta", parameters)
+        with pyro.plate("data", len(x)):
+            sites = [pyro.sample(f"z_{d}", dist.Bernoulli(logits=theta["prior_logits"][d])) for d in dims]
+            z = _together(sites, 0)
+            logits = z @ theta["weight"].T + theta["bias"]
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+        return z
+
+    def guide() -> Tensor:
+        phi = declare("phi", parameters)
+        with pyro.plate("data", len(x)):
+            sites = [pyro.sample(f"z_{d}", dist.Bernoulli(logits=phi["logits"][:, d])) for d in dims]
+        return _together(sites, 0)
+
+    return Twin(model, guide)
+
+
+def _categorical(problem: Any, parameters: Parameters) -> Twin:
+    """z_d one-hot, x | z ~ N(sum_d W_d z_d, diag(s^2)), q a product of categoricals."""
+    x, dims = problem.data, range(problem.dim)
+
+    def model() -> Tensor:
+        theta = declare("theta", parameters)
+        with pyro.plate("data", len(x)):
+            prior = theta["prior_logits"]
+            z = _together([pyro.sample(f"z_{d}", dist.OneHotCategorical(logits=prior[d])) for d in dims], 1)
+            mean = z.flatten(-2) @ theta["weight"].flatten(-2).T
+            pyro.sample("x", dist.Normal(mean, theta["log_noise_scale"].exp()).to_event(1), obs=x)
+        return z
+
+    def guide() -> Tensor:
+        phi = declare("phi", parameters)
+        with pyro.plate("data", len(x)):
+            sites = [pyro.sample(f"z_{d}", dist.OneHotCategorical(logits=phi["logits"][:, d])) for d in dims]
+        return _together(sites, 1)
+
+    return Twin(model, guide)
+
+
 TWINS: dict[str, Callable[[Any, Parameters], Twin]] = {
     "gaussian-1d": _gaussian_1d,
     "linear-gaussian": _linear_gaussian,
     "rainforth": _rainforth,
+    "gaussian-mean-field": _mean_field,
+    "banana": _banana,
+    "two-layer-gaussian": _two_layers,
+    "sigmoid-belief-net": _belief_net,
+    "categorical": _categorical,
     "digits-vae": _digits_vae,
 }
 """By the name of the problem; a plug-in adds its own."""

@@ -1,0 +1,23 @@
+"""Findings about other libraries, each pinned to the version in which it was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture
+def finding(capsys) -> Callable[..., None]:
+    """``finding(package, version, same, text)``: fails where that version behaves otherwise; another one is only told of."""
+
+    def told(package: str, version: str, same: bool, text: str) -> None:
+        installed = importlib.metadata.version(package)
+        if installed == version:
+            assert same, f"no longer found in {package} {version}: {text}"
+        elif not same:
+            with capsys.disabled():
+                print(f"\nnotice: {package} {installed} no longer does what {version} did: {text}")
+
+    return told
