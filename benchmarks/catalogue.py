@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from estimators import BLOCKS, Parameters, Target
 
-from .check import Checked, exact
 from .problems import Problem
 from .records import canonical_json
 from .registry import Registry
 from .specs import SpecError, settings_of
+
+if TYPE_CHECKING:
+    from .check import Checked
 
 
 def catalogue(registry: Registry, what: str) -> list[dict[str, Any]]:
@@ -86,6 +88,8 @@ def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
     Raises:
         SpecError: if the problem does not know it, or its settings are beyond what floating point holds.
     """
+    from .check import exact  # with it comes scipy.stats, which ``list`` need not wait for
+
     try:
         with np.errstate(all="ignore"):  # what overflows is told below, in one line
             found = exact(problem, target)

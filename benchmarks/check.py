@@ -10,6 +10,7 @@ import torch
 from estimators import BLOCKS, Estimator, Refusal, Target
 from estimators.testing import Finding, check_stream, check_unbiased
 
+from .comparison import compare
 from .measure import batches
 from .problems import Problem, Reference
 from .references.loop import LoopEstimator
@@ -22,6 +23,7 @@ PANEL = (
     "linear-gaussian[dim=3,data_dim=4,seed=1]",
     "rainforth[dim=3,points=2,perturbation=0.5,seed=1]",
     "sigmoid-belief-net[dim=3,data_dim=4,seed=2]",
+    "categorical[dim=2,values=3,data_dim=2,seed=2]",
 )
 """Where estimators are checked unless problems are named: q narrower and wider than the posterior (rho 0.72, 2.42, 1.28 and
 4/3), no gradient component near zero, several dimensions, several data points, and discrete latents."""
@@ -41,6 +43,8 @@ def check(
 ) -> list[Checked]:
     """Findings on each problem that knows the exact gradient of something that the estimator claims.
 
+    A problem of which nothing is known exactly, and that says so, has the estimator compared with an independent one.
+
     Arguments:
         override: a target to hold both blocks against, in place of what the estimator declares.
         seed: of all draws.
@@ -55,6 +59,10 @@ def check(
         truth, targets = _truth(estimator, problem, override)
         if truth:
             found.append(Checked(problem.spec, targets, _finding(estimator, problem, truth, seed, max_draws)))
+        elif problem.compared and override is None:
+            compared = compare(estimator, problem, seed=seed, max_draws=max_draws)
+            if compared is not None:
+                found.append(Checked(problem.spec, *compared))
     return found
 
 

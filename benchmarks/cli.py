@@ -15,6 +15,10 @@ import typer
 
 from . import __version__
 from .specs import SpecError
+from .verbs import advising, checking, making, showing, training
+from .verbs.common import Json, Plugins, PyroArguments, PyroProgram, fail, pyro_problem
+from .verbs.common import manifest as _manifest
+from .verbs.common import say as _say
 
 app = typer.Typer(
     name="gradest",
@@ -24,19 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with estimators or problems.")]
-
-
-def fail(message: object, code: int = 2) -> NoReturn:
-    """One line on standard error, and out."""
-    raise typer.Exit(_say(message, code))
-
-
-def _say(message: object, code: int) -> int:
-    typer.echo(f"gradest: {' '.join(str(message).split())}", err=True)
-    return code
 
 
 def _version(wanted: bool) -> None:
@@ -90,9 +81,20 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="repetitions with seeds 0, 1, ...")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, xpu, mps")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; each problem has its own default")] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="compile gradients; eager where nothing compiles")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder; resumed where it exists")] = Path("results/run"),
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="worker processes; 0: one per core")] = 0,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds that one cell may take")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.5, help="GiB that one worker may take; a fair share")] = None,
+    executor: Annotated[str, typer.Option(help="local, dask, or module:factory of an Executor")] = "local",
+    executor_arg: Annotated[list[str] | None, typer.Option(help="key=value, such as address=tcp://...")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: the i-th of n parts, i from 1 to n, for job arrays")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="measure some stored cells again and compare")] = False,
+    verify_cells: Annotated[int, typer.Option(min=1, help="how many cells --verify takes")] = 10,
+    pyro: PyroProgram = None,
+    args: PyroArguments = None,
     plugin: Plugins = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="measure finished cells again")] = False,
@@ -102,52 +104,89 @@ def run(
     from . import plan, runner
     from .progress import Bar
     from .registry import Refusal, Registry
+    from .specs import assignments, fraction
 
     plugins = tuple(str(Path(each).resolve()) for each in plugin or ())
     changes: dict[str, Any] = {"device": device}
-    if problem:
-        changes["problems"] = problem
+    named = [*(problem or ()), *pyro_problem(pyro, args)]
+    if named:
+        changes["problems"] = named
     if estimator:
         changes["estimators"] = estimator
     if num_samples is not None:
         changes["num_samples"] = _whole_numbers(num_samples, "--num-samples")
+    if compile_:
+        changes["compile"] = True
     changes |= {k: v for k, v in (("replicates", replicates), ("seeds", seeds), ("dtype", dtype)) if v is not None}
     try:
         registry = Registry(plugins)
-        whole = plan.configure(config, changes)
+        whole, uncompiled = plan.as_compilable(plan.configure(config, changes))
+        for line in uncompiled:
+            typer.echo(line, err=True)
         cells, left_out = plan.cells(whole, registry)
+        mine = cells if shard is None else runner.shard(cells, *fraction(shard, "--shard"))
+        options = assignments(executor_arg or (), "--executor-arg")
     except (SpecError, Refusal) as wrong:
         fail(wrong)
     if dry_run:
-        for cell in cells:
+        for cell in mine:
             typer.echo(f"{cell.id}  {cell.problem}  {cell.estimator}  K={cell.num_samples}  seed={cell.seed}")
-        typer.echo(f"{len(cells)} cells; nothing was run")
+        typer.echo(f"{len(mine)} cells; nothing was run")
         return
+    workers = jobs or len(runner.graphics(cells)) or runner.usable_cores()
+    how: dict[str, Any] = {"plugins": plugins, "workers": workers, "timeout": timeout, "memory": memory}
+    how |= {"executor": executor, "options": options}
+    if verify:
+        _verify(out, mine, verify_cells, how)
     try:
         books = runner.bibliography(cells, registry)
         command = shlex.join(["gradest", *sys.argv[1:]])
-        workers = jobs or runner.usable_cores()
         settings = whole.model_dump(mode="json")
         runner.open_run(out, cells, command=command, settings=settings, bibliography=books, workers=workers)
-        left, done, set_aside = (cells, 0, []) if fresh else runner.pending(out, cells)
+        left, done, set_aside = (mine, 0, []) if fresh else runner.pending(out, mine)
         for line in (*left_out, *set_aside):
             typer.echo(f"left out: {line}" if line in left_out else f"set aside, measured again: {line}", err=True)
         if done:
-            typer.echo(f"{done} of {len(cells)} cells are done already", err=True)
-        with Bar(len(left)) as bar:
-            finished = runner.run(
-                out, left, plugins=plugins, workers=workers, timeout=timeout, told=bar.tell, preparing=bar.preparing
-            )
-    except runner.StoreError as wrong:
-        fail(wrong, 3)
+            typer.echo(f"{done} of {len(mine)} cells are done already", err=True)
+        with runner.interruptible(), Bar(len(left)) as bar:
+            tally = runner.run(out, left, told=bar.tell, preparing=bar.preparing, **how)
+    except SpecError as wrong:
+        fail(wrong)
+    except (runner.StoreError, runner.ExecutorLost) as wrong:
+        fail(f"{wrong}; finished cells are kept, run the same command again to go on in {out}", 3)
     except KeyboardInterrupt:
         fail(f"stopped; finished cells are kept, run the same command again to go on in {out}", 130)
-    failed = [record for record in finished if record.status not in ("ok", "refused")]
+    failed = tally.failed
     for record in failed:
         typer.echo(f"{record.status}: {record.cell.estimator} on {record.cell.problem}: {record.reason}", err=True)
-    typer.echo(f"{len(finished) - len(failed)} cells measured, {len(failed)} failed: {out}")
+    typer.echo(f"{tally.counts.total() - len(failed)} cells measured, {len(failed)} failed: {out}")
     if failed and not allow_failures:
         raise typer.Exit(1)
+
+
+def _verify(folder: Path, cells: list[Any], count: int, how: dict[str, Any]) -> NoReturn:
+    """Exit 0 where a sample of the stored cells comes out as stored, 1 where not."""
+    from . import runner, verify
+
+    _manifest(folder)
+    chosen = verify.sample(folder, cells, count)
+    if not chosen:
+        fail(f"{folder} holds no result of these cells")
+    try:
+        with runner.interruptible():
+            wrong = verify.verify(folder, chosen, **how)
+    except SpecError as problem:
+        fail(problem)
+    except (runner.StoreError, runner.ExecutorLost) as problem:
+        fail(problem, 3)
+    except KeyboardInterrupt:
+        fail("stopped; nothing was changed", 130)
+    for line in wrong:
+        typer.echo(f"differs: {line}", err=True)
+    for line in verify.other_machine(folder) if wrong else ():
+        typer.echo(f"stored with another {line}", err=True)
+    typer.echo(f"{len(chosen)} stored cells measured again, {len(wrong)} differ: {folder}")
+    raise typer.Exit(1 if wrong else 0)
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:
@@ -166,12 +205,12 @@ def status(folder: Path, as_json: Json = False) -> None:
     from . import records
 
     manifest = _manifest(folder)
-    stored, unreadable = records.read_cells(folder)
+    stored, unreadable = records.summary(folder)
     counts = dict.fromkeys(("ok", "refused", "error", "timeout", "killed", "nonfinite"), 0)
-    for record in stored.values():
-        counts[record.status] += 1
+    for state, _ in stored.values():
+        counts[state] += 1
     left = [each for each in manifest.cells if each not in stored]
-    seconds = sum(record.seconds for record in stored.values())
+    seconds = sum(spent for _, spent in stored.values())
     estimate = seconds / len(stored) * len(left) if stored else None
     facts = {
         **counts,
@@ -190,121 +229,18 @@ def status(folder: Path, as_json: Json = False) -> None:
         typer.echo(f"unreadable: {reason}")
 
 
-def _manifest(folder: Path) -> Any:
-    from . import records
-
-    if not (folder / "manifest.json").is_file():
-        fail(f"{folder} is no run folder (no manifest.json)")
-    try:
-        return records.read(folder / "manifest.json", records.Manifest)
-    except records.RecordError as wrong:
-        fail(wrong)
-
-
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="run folders; several are overlaid")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="the HTML file; report.html in the first folder")
-    ] = None,
-) -> None:
-    """Write one self-contained HTML file."""
-    from reports.render import render
-
-    for folder in folders:
-        _manifest(folder)
-    typer.echo(render(folders, out or folders[0] / "report.html"))
-
-
-@app.command()
-def export(
-    folder: Path,
-    format: Annotated[str, typer.Option(help="csv, json or parquet")] = "csv",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="a file; standard output without it")] = None,
-) -> None:
-    """One row per cell and block."""
-    from reports import tables
-
-    from .specs import nearest
-
-    allowed = ("csv", "json", "parquet")
-    if format not in allowed:
-        fail(f"no format {format!r}; {nearest(format, allowed)}")
-    _manifest(folder)
-    try:
-        tables.export(tables.frame([folder]), out if out is not None else sys.stdout, format)
-    except ValueError as wrong:
-        fail(wrong)
-
-
-@app.command()
-def check(
-    source: Annotated[str, typer.Argument(help="NAME, or FILE.py:NAME of an Estimator class or a weights function")],
-    problem: Annotated[list[str] | None, typer.Option("--problem", "-p", help="in place of the default panel")] = None,
-    num_samples: Annotated[
-        int | None, typer.Option("--num-samples", "-K", help="default 2, or the least allowed")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="hold it against this target, whatever it declares")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    max_draws: Annotated[int, typer.Option(min=4096, help="of one round of the test")] = 2_000_000,
-    as_json: Json = False,
-) -> None:
-    """Is this estimator unbiased for what it declares? Exit 0 yes, 1 no, 3 no verdict, 2 wrong usage."""
-    from .check import PANEL, exit_code
-    from .check import check as check_estimator
-    from .registry import Refusal, Registry, named
-    from .registry import target as target_named
-
-    try:
-        if num_samples is not None and num_samples < 1:
-            fail(f"--num-samples must be at least 1, not {num_samples}")
-        estimator, path = named(source, num_samples, target)
-        override = target_named(target, estimator.num_samples) if target else None
-        registry = Registry([path] if path else ())
-        problems = [registry.problem(each) for each in problem or PANEL]
-        found = check_estimator(estimator, problems, override=override, seed=seed, max_draws=max_draws)
-    except (SpecError, Refusal) as wrong:
-        fail(wrong)
-    code = exit_code(found)
-    if as_json:
-        from .catalogue import finding_row
-
-        typer.echo(json.dumps({"exit": code, "findings": [finding_row(each) for each in found]}, indent=1))
-        raise typer.Exit(code)
-    for each in found:
-        held = ", ".join(f"{block} for {name}" for block, name in each.targets.items()) or "not applicable"
-        typer.echo(f"{each.problem}\n  {held}\n  {each.finding}")
-    if not found:
-        typer.echo("no problem here knows the exact gradient of what this estimator declares")
-    verdict = {0: "unbiased", 1: "BIASED", 3: "no verdict"}[code]
-    typer.echo(f"{source}: {verdict}")
-    raise typer.Exit(code)
-
-
-@app.command()
-def reference(
-    problem: str,
-    target: Annotated[str, typer.Option(help="elbo, iwae, log_marginal or forward_kl")] = "elbo",
-    num_samples: Annotated[int, typer.Option("--num-samples", "-K", help="K of iwae")] = 1,
-    as_json: Json = False,
-    plugin: Plugins = None,
-) -> None:
-    """The exact value and gradient of a target, with the parameters and data that they belong to."""
-    from .catalogue import reference_row
-    from .registry import Registry
-    from .registry import target as target_named
-
-    if num_samples < 1:
-        fail(f"--num-samples must be at least 1, not {num_samples}")
-    try:
-        row = reference_row(Registry(plugin or ()).problem(problem), target_named(target, num_samples))
-    except SpecError as wrong:
-        fail(wrong)
-    if as_json:
-        typer.echo(json.dumps(row, indent=1))
-        return
-    for key in ("value", "gradient", "standard_error", "method"):
-        typer.echo(f"{key}: {row[key]}")
+app.command()(showing.report)
+app.command()(showing.export)
+app.command()(showing.compare)
+app.command()(showing.history)
+app.command()(advising.advise)
+app.command()(checking.check)
+app.command()(checking.reference)
+app.command()(making.new)
+app.command()(making.cite)
+app.command()(training.train)
+app.command()(training.evaluate)
+app.command()(training.study)
 
 
 def main() -> NoReturn:

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators import Refusal
 
+from .compiling import compilable
 from .records import Cell
 from .registry import Registry, check_device, estimator_spec
-from .specs import SpecError, select
+from .specs import SpecError, parse, select
 
 
 class Suite(BaseModel):
@@ -27,6 +28,7 @@ class Suite(BaseModel):
     seeds: int = Field(default=1, ge=1, le=10_000)
     dtype: str | None = Field(default=None, pattern="^(float32|float64)$")
     device: str = "cpu"
+    compile: bool = False
 
 
 class Config(BaseModel):
@@ -73,6 +75,28 @@ def configure(path: Path | None, changes: dict[str, Any]) -> Config:
         raise SpecError(first_line(problem)) from problem
 
 
+def as_compilable(config: Config) -> tuple[Config, list[str]]:
+    """The same configuration, its suites eager on devices for which nothing compiles here, and a line on each of these.
+
+    Each device is tried, which takes seconds.
+
+    Raises:
+        SpecError: for a device that is not there.
+    """
+    devices = dict.fromkeys(suite.device for suite in config.suite if suite.compile)
+    if not devices:
+        return config, []
+    from . import compiling
+
+    for device in devices:
+        check_device(device)
+    wrong = {device: problem for device in devices if (problem := compiling.obstacle(device)) is not None}
+    suites = [
+        suite.model_copy(update={"compile": suite.compile and suite.device not in wrong}) for suite in config.suite
+    ]
+    return Config(suite=suites), [f"not compiled, measured eagerly on {device}: {why}" for device, why in wrong.items()]
+
+
 def first_line(problem: ValidationError) -> str:
     """The first complaint of a validation, as one line: where, what, and the value."""
     error = problem.errors()[0]
@@ -83,7 +107,7 @@ def first_line(problem: ValidationError) -> str:
 def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
     """All cells of a configuration without repetition, and a line for each combination that was left out.
 
-    A number of samples that an estimator does not allow is left out while another one remains.
+    A number of samples that an estimator does not allow is left out while another one remains, or where a ``*`` named it.
 
     Raises:
         SpecError, Refusal: for an unknown name, a wrong parameter, a device that is not there, or an estimator of which no
@@ -93,24 +117,31 @@ def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
     left_out: list[str] = []
     for suite in config.suite:
         check_device(suite.device)
-        problems = select(suite.problems, registry.problems, "problem")
+        stated = {parse(pattern)[0] for pattern in suite.problems}
+        offered = [name for name, kind in registry.problems.items() if name in stated or not kind.wants_settings]
+        problems = select(suite.problems, offered, "problem")
+        named = {parse(pattern)[0] for pattern in suite.estimators}
         for name in select(suite.estimators, registry.estimators, "estimator"):
             settings, refused = _allowed(registry, name, suite.num_samples)
             left_out += refused
+            if not settings and parse(name)[0] in named:
+                raise Refusal(refused[0])
             for problem_name in problems:
                 problem = registry.problem(problem_name, suite.dtype, suite.device)
                 for estimator in settings:
+                    first = Cell(
+                        problem=problem.spec,
+                        estimator=estimator_spec(estimator),
+                        num_samples=estimator.num_samples,
+                        replicates=suite.replicates,
+                        seed=0,
+                        dtype=problem.dtype,
+                        device=suite.device,
+                        compiled=suite.compile and compilable(estimator),
+                        versions={"problem": registry.version(problem), "estimator": registry.version(estimator)},
+                    )
                     for seed in range(suite.seeds):
-                        cell = Cell(
-                            problem=problem.spec,
-                            estimator=estimator_spec(estimator),
-                            num_samples=estimator.num_samples,
-                            replicates=suite.replicates,
-                            seed=seed,
-                            dtype=problem.dtype,
-                            device=suite.device,
-                            versions={"problem": registry.version(problem), "estimator": registry.version(estimator)},
-                        )
+                        cell = first.model_copy(update={"seed": seed})
                         found.setdefault(cell.id, cell)
     return list(found.values()), list(dict.fromkeys(left_out))
 
@@ -123,6 +154,4 @@ def _allowed(registry: Registry, name: str, num_samples: list[int]) -> tuple[lis
             allowed.append(registry.estimator(name, K))
         except Refusal as problem:
             refused.append(str(problem))
-    if not allowed:
-        raise Refusal(refused[0])
     return allowed, refused

@@ -1,39 +1,126 @@
-"""What README shows, run as it stands."""
+"""What README and the documentation show, run as it stands."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKS = re.findall(r"(?m)^gradest (check examples/\S+.*)$", (ROOT / "README.md").read_text(encoding="utf-8"))
+PAGES = {
+    path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+CHECKS = re.findall(r"(?m)^gradest (check examples/\S+.*)$", PAGES["README.md"])
+QUICK = ("index.md", "my-estimator.md", "my-problem.md")
+"""Pages whose Python takes seconds; the others' runs with the long tests."""
+
+
+def commands(page: str) -> list[str]:
+    """Every command line of a page's blocks, without ``gradest``."""
+    blocks = re.findall(r"(?ms)^```(?:\w*)\n(.*?)^```", PAGES[page])
+    lines = [line.split("- run: ")[-1].strip() for block in blocks for line in block.splitlines()]
+    return [line.removeprefix("gradest ") for line in lines if line.startswith("gradest ")]
+
+
+def python(page: str) -> list[str]:
+    return re.findall(r"(?ms)^```python\n(.*?)^```", PAGES[page])
 
 
 def gradest(arguments: str) -> int:
     return CliRunner().invoke(app, shlex.split(arguments)).exit_code
 
 
-@pytest.fixture(autouse=True)
-def _in_the_clone(monkeypatch):
+def test_the_three_checks_of_the_readme(monkeypatch):
     monkeypatch.chdir(ROOT)
-
-
-def test_the_three_checks_of_the_readme():
     assert [gradest(each) for each in CHECKS] == [0, 0, 1]
 
 
-def test_my_estimator_in_a_report(tmp_path):
+def test_my_estimator_in_a_report(tmp_path, monkeypatch):
     """The README's last two commands, at fewer replicates, into another folder."""
+    monkeypatch.chdir(ROOT)
     out = tmp_path / "mine"
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    run = re.search(r"(?m)^gradest (run --plugin .*) --out results/mine$", text)
-    assert run is not None and "gradest report results/mine" in text
+    run = re.search(r"(?m)^gradest (run --plugin .*) --out results/mine$", PAGES["README.md"])
+    assert run is not None and "gradest report results/mine" in PAGES["README.md"]
     assert gradest(f"{run[1]} --replicates 200 --out {out}") == 0
     assert gradest(f"report {out}") == 0
     assert "Mine" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if commands(name)])
+def test_every_command_of_the_documentation_is_one(page):
+    """It parses: the verb is there, and every option and value fits."""
+    known = typer.main.get_command(app).commands
+    for line in commands(page):
+        verb, *words = shlex.split(line, comments=True)
+        if verb.isupper() or "--install-completion" in line:
+            continue
+        known[verb].make_context(verb, words)
+
+
+def test_every_verb_is_documented():
+    text = "\n".join(PAGES.values())
+    assert [verb for verb in typer.main.get_command(app).commands if f"gradest {verb}" not in text] == []
+
+
+def prepare(folder: Path, page: str) -> None:
+    """The files that a page takes for granted: the examples, and the code that it shows itself."""
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    shutil.copy(ROOT / "examples" / "my_estimator.py", folder / "my_estimator.py")
+    if page == "my-problem.md":
+        (folder / "shifted.py").write_text(python(page)[0], encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", QUICK)
+def test_the_python_of_the_documentation_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place, block in enumerate(python(page)):
+        file = tmp_path / f"page_{place}.py"
+        file.write_text(block, encoding="utf-8")
+        runpy.run_path(str(file), run_name=file.stem)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", [name for name in PAGES if python(name) and name not in QUICK])
+def test_the_rest_of_the_python_runs(page, tmp_path, monkeypatch):
+    """Tests among the blocks (those that take fixtures) are run by pytest."""
+    monkeypatch.chdir(tmp_path)
+    text = "\n\n".join(python(page))
+    if "def test_" not in text:
+        exec(compile(text, page, "exec", dont_inherit=True), {"__name__": "page"})
+        return
+    (tmp_path / "test_page.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "page", [name for name in PAGES if name not in ("README.md", "tutorial.md") and commands(name)]
+)
+def test_every_command_runs(page, tmp_path, monkeypatch):
+    """In order, in one folder, at few replicates; only ``check`` of the planted mistake may find something."""
+    prepare(tmp_path, page)
+    monkeypatch.chdir(tmp_path)
+    for line in commands(page):
+        verb = line.split()[0]
+        if verb.isupper() or verb.startswith("-") or "results/baseline" in line:
+            continue
+        few = " --replicates 150" if verb == "run" else ""
+        assert gradest(line + few) == (1 if "Mistaken" in line else 0), line
+
+
+def test_the_workflow_is_the_documented_one():
+    shown = re.search(r"(?ms)^```yaml\n(.*?)^```", PAGES["ci.md"])[1]
+    assert (ROOT / "examples" / "gradest-workflow.yml").read_text(encoding="utf-8").endswith(shown)

@@ -47,7 +47,7 @@ def test_cells_are_the_product_with_canonical_names_and_versions(registry):
 
 
 def test_repetitions_are_measured_once(registry):
-    problems = ["gaussian-1d", "gaussian-*", "gaussian-1d[scale=0.8]", "gaussian-1d[scale=8e-1,loc=1.2]"]
+    problems = ["gaussian-1d", "gaussian-1?", "gaussian-1d[scale=0.8]", "gaussian-1d[scale=8e-1,loc=1.2]"]
     found, _ = cells(registry, problems=problems, estimators=["iwae", "iw*", "!iwae-stl"], num_samples=[2, 2])
     assert len(found) == 1
 

@@ -1,0 +1,79 @@
+"""What verbs share: how they say no, their common options, and reading a run's manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with estimators or problems.")]
+
+PyroProgram = Annotated[
+    str | None,
+    typer.Option("--pyro", help="MODEL,GUIDE: each module:name or file.py:name; the guide may be an autoguide's name"),
+]
+PyroArguments = Annotated[str | None, typer.Option("--args", help="file.py:function that gives the arguments of both")]
+
+
+def fail(message: object, code: int = 2) -> NoReturn:
+    """One line on standard error, and out."""
+    raise typer.Exit(say(message, code))
+
+
+def say(message: object, code: int) -> int:
+    """One line on standard error; gives the exit code back."""
+    typer.echo(f"gradest: {' '.join(str(message).split())}", err=True)
+    return code
+
+
+def pyro_problem(program: str | None, arguments: str | None) -> list[str]:
+    """The problem that ``--pyro`` and ``--args`` stand for, or none."""
+    if program is None:
+        if arguments is not None:
+            fail(f"--args {arguments} belongs to --pyro MODEL,GUIDE")
+        return []
+    model, comma, guide = (part.strip() for part in program.partition(","))
+    if not (model and comma and guide):
+        fail(f"--pyro takes MODEL,GUIDE, such as model.py:model,AutoNormal, not {program!r}")
+    if ":" not in guide and not guide.startswith("Auto"):
+        guide = f"{model.rpartition(':')[0]}:{guide}"  # of the model's own file or module
+    return [f"pyro[model={model},q={guide}{f',args={arguments}' if arguments else ''}]"]
+
+
+def manifest(folder: Path) -> Any:
+    """The manifest of a run folder, or out."""
+    from .. import records
+
+    if not (folder / "manifest.json").is_file():
+        fail(f"{folder} is no run folder (no manifest.json)")
+    try:
+        return records.read(folder / "manifest.json", records.Manifest)
+    except records.RecordError as wrong:
+        fail(wrong)
+
+
+def choose(given: str, allowed: tuple[str, ...], what: str) -> str:
+    """One of the allowed words, or out with the nearest."""
+    from ..specs import nearest
+
+    if given not in allowed:
+        fail(f"no {what} {given!r}; {nearest(given, allowed)}")
+    return given
+
+
+def print_json(data: Any) -> None:
+    """Strict JSON on standard output; what is no number is null."""
+    typer.echo(json.dumps(_finite(data), indent=1, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if hasattr(data, "item"):
+        data = data.item()  # numpy's numbers
+    return None if isinstance(data, float) and data - data != 0 else data
