@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -15,6 +17,18 @@ nox.options.sessions = ["tests"]
 PINNED = ("--constraint", "constraints.txt")
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Tests fill the cores by processes; threads beside them only wait for one another."""
+
+
+def spread(session: nox.Session) -> tuple[str, ...]:
+    """A process of pytest for each usable core, unless the options say how many."""
+    if any(option.startswith("-n") for option in session.posargs):
+        return ()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ("-n", str(cores), "--dist", "worksteal")
+
+
 def install(session: nox.Session, *requirements: str) -> None:
     """Install with pip, at the versions that were tested together."""
     session.install(*PINNED, *requirements)
@@ -24,14 +38,32 @@ def install(session: nox.Session, *requirements: str) -> None:
 def tests(session: nox.Session) -> None:
     """The tests of every commit: exact, statistical with fixed seeds, conformance, doctests."""
     install(session, "-e", ".[dev]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *spread(session), *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def long(session: nox.Session) -> None:
     """The tests that take minutes."""
+    install(session, "-e", ".[dev,dask]")
+    session.run("pytest", "-m", "long", *spread(session), *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The report in a real browser, headless and without a network; says so where there is no Chromium."""
+    known = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = os.environ.get("CHROMIUM") or next((name for name in known if shutil.which(name)), None)
+    if found is None:
+        session.skip(f"no browser: none of {', '.join(known)} is on the path; CHROMIUM=... names another")
     install(session, "-e", ".[dev]")
-    session.run("pytest", "-m", "long", *session.posargs)
+    session.run("pytest", "-m", "browser", *session.posargs, env={"CHROMIUM": found})
+
+
+@nox.session
+def numpyro(session: nox.Session) -> None:
+    """The tests of NumPyro's losses beside ours; installs NumPyro and JAX."""
+    install(session, "-e", ".[dev,numpyro]")
+    session.run("pytest", "-m", "numpyro", *session.posargs)
 
 
 @nox.session
@@ -75,6 +107,17 @@ def speed(session: nox.Session) -> None:
     session.run(
         *("pytest", "benchmarks/speed", "--benchmark-enable", "--benchmark-only"),
         *("--benchmark-json", "results/speed.json", *session.posargs),
+    )
+
+
+@nox.session
+def speed_jax(session: nox.Session) -> None:
+    """Time the engine beside JAX; the numbers go to results/speed-jax.json."""
+    install(session, "-e", ".[dev,numpyro]")
+    Path("results").mkdir(exist_ok=True)
+    session.run(
+        *("pytest", "benchmarks/speed/test_beside_jax.py", "--benchmark-enable", "--benchmark-only"),
+        *("--benchmark-json", "results/speed-jax.json", *session.posargs),
     )
 
 
