@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -48,9 +47,8 @@ class CountingModel(LatentModel):
     def data(self) -> Tensor:
         return self.model.data
 
-    def simulate(self, theta: Block, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Any, LatentModel]:
-        z, drawn = self.model.simulate(theta, shape, generator)
-        return z, drawn
+    def simulate(self, theta: Block, noise: Any) -> tuple[Any, LatentModel]:
+        return self.model.simulate(theta, noise)
 
     def prior(self, theta: Block) -> Guide:
         return self.model.prior(theta)
@@ -143,6 +141,8 @@ def seconds(
     At least ``least`` runs, more until ``budget`` seconds are spent. The interval is the distribution-free one from order
     statistics; with seven runs it is their whole range.
     """
+    from scipy import stats  # a second of imports, which whoever only lists things need not wait for
+
     work()
     synchronize(device)
     taken: list[float] = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from estimators import BLOCKS, Estimator, Refusal, Target, replicates
 
 from . import cost, quiet, records
+from .compiling import CompiledRows
 from .metrics import summarize
 from .moments import GradientMoments
 from .problems.problem import Problem, Reference
@@ -64,7 +65,7 @@ def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[s
     problem = registry.problem(cell.problem, cell.dtype, cell.device)
     facts: dict[str, Any] = {
         "library": getattr(estimator, "library", "gradest"),
-        "counterpart": getattr(estimator, "counterpart", None),
+        "counterpart": (estimator.beside(problem) or None) if isinstance(estimator, LoopEstimator) else None,
         "family": estimator.family,
         "summary": summary(estimator),
         "citations": [*estimator.citations, *problem.citations],
@@ -75,13 +76,14 @@ def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[s
         return {**facts, "status": "refused", "reason": reason}
     learning = generator(problem.device, "warm-up", problem.spec, cell.estimator, cell.num_samples, cell.seed)
     estimator = replicates.warmed_up(estimator, problem, problem.parameters, learning)
-    truths = {block: truth(problem, estimator, block, cell.replicates) for block in ("value", *BLOCKS)}
     sizes = block_sizes(problem)
+    truths = {block: truth(problem, estimator, block, cell.replicates) for block in sizes}
     centres = {
         block: None if t is None else t.gradient if t.centre is None else t.centre for block, t in truths.items()
     }
     moments = GradientMoments(sizes, centres)
-    for rows in quiet.quietly(batches(estimator, problem, cell.replicates, cell.seed)):
+    compiled = compiled_rows(estimator, problem) if cell.compiled else None
+    for rows in quiet.quietly(batches(estimator, problem, cell.replicates, cell.seed, compiled)):
         moments.add(rows)
     resolution = 32 * torch.finfo(getattr(torch, problem.dtype)).eps
     blocks = [
@@ -97,14 +99,17 @@ def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[s
             exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
             snr_slope=estimator.snr_slope(block, problem.tail_ratio),
         )
-        for block in ("value", *BLOCKS)
+        for block in sizes
         if block != "value" or "value" in moments.blocks
     ]
     if folder is not None:
         keep(moments, Path(folder) / "moments" / f"{cell.id}.safetensors")
     status = "nonfinite" if moments.nonfinite else "ok"
     reason = f"{moments.nonfinite} of {cell.replicates} replicates are not finite" if moments.nonfinite else ""
-    return {**facts, "status": status, "reason": reason, "blocks": blocks, "cost": price(estimator, problem)}
+    if compiled is not None and compiled.problem is not None:
+        reason = "; ".join(filter(None, (reason, f"not compiled: {compiled.problem}")))
+    spent = price(estimator, problem, compiled)
+    return {**facts, "status": status, "reason": reason, "blocks": blocks, "cost": spent}
 
 
 def keep(moments: GradientMoments, path: Path) -> None:
@@ -124,8 +129,9 @@ def summary(component: Any) -> str:
 
 
 def block_sizes(problem: Problem) -> dict[str, int]:
-    """Columns of value, theta and phi."""
-    return {"value": 1} | {block: sum(leaf.numel() for leaf in problem.parameters[block].values()) for block in BLOCKS}
+    """Columns of value, theta and phi; a block without parameters is not there."""
+    sizes = {block: sum(leaf.numel() for leaf in problem.parameters[block].values()) for block in BLOCKS}
+    return {"value": 1} | {block: size for block, size in sizes.items() if size}
 
 
 def target_of(estimator: Estimator, block: str) -> Target | None:
@@ -154,7 +160,15 @@ def exact_truth(reference: Reference, block: str, problem: Problem) -> Truth | N
     return Truth(torch.cat(leaves), reference.method)
 
 
-def batches(estimator: Estimator, problem: Problem, count: int, seed: int) -> Iterator[Tensor]:
+def compiled_rows(estimator: Estimator, problem: Problem) -> CompiledRows:
+    """What makes a cell's estimates in place of the eager function."""
+    eager = replicates.vectorised(estimator, problem, problem.parameters)
+    return CompiledRows(eager, batch_rows(problem, estimator.num_samples))
+
+
+def batches(
+    estimator: Estimator, problem: Problem, count: int, seed: int, compiled: CompiledRows | None = None
+) -> Iterator[Tensor]:
     """Replicates of a cell in batches ``(rows, 1 + P)``, from the stream of its problem, K and seed."""
     parameters = problem.parameters
     identity = (problem.spec, estimator.num_samples, seed)
@@ -166,11 +180,11 @@ def batches(estimator: Estimator, problem: Problem, count: int, seed: int) -> It
         return
     stream = generator(problem.device, "gradient", *identity)
     size = batch_rows(problem, estimator.num_samples)
-    yield from replicates.batches(estimator, problem, parameters, count, stream, size)
+    yield from replicates.batches(estimator, problem, parameters, count, stream, size, compiled)
 
 
-def price(estimator: Estimator, problem: Problem) -> Cost:
-    """Counted and timed cost of one estimate, noise included."""
+def price(estimator: Estimator, problem: Problem, compiled: CompiledRows | None = None) -> Cost:
+    """Counted and timed cost of one estimate, noise included; what is counted is what the eager function does."""
     stream = generator(problem.device, "cost", problem.spec, estimator.num_samples)
     parameters = problem.parameters
     if isinstance(estimator, LoopEstimator):
@@ -183,7 +197,7 @@ def price(estimator: Estimator, problem: Problem) -> Cost:
         counted, chunk = cost.count(estimator, problem, parameters, stream), batch_rows(problem, estimator.num_samples)
 
         def work() -> object:
-            return replicates.stacked(estimator, problem, parameters, chunk, stream)
+            return replicates.stacked(estimator, problem, parameters, chunk, stream, compiled)
 
     with quiet.alone():
         median, (low, high) = cost.seconds(work, problem.device)
@@ -193,5 +207,6 @@ def price(estimator: Estimator, problem: Problem) -> Cost:
             "seconds_interval": (low / chunk, high / chunk),
             "gradients_per_second": chunk / median,
             "chunk": chunk,
+            "compile_seconds": compiled.seconds if compiled is not None and compiled.problem is None else None,
         }
     )

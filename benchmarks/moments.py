@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ TAIL_ROWS = 1_000_000
 """Tails are judged on this many replicates at most: the largest thousandth of them is what is kept."""
 FOURTH_ORDER_COLUMNS = 10_000
 RANDOM_DIRECTIONS = 8
+STRIP = 2**13
+"""Columns of a wide block that are taken in at a time: with the rows of a batch they fit a processor's cache."""
 
 
 @dataclass
@@ -130,12 +133,17 @@ class Directions:
             names.append(f"{block}: along the gradient")
             vectors.append(centre / norm)
         if len(centre) > 1:
-            generator = torch.Generator().manual_seed(len(centre))
-            random = torch.randn(RANDOM_DIRECTIONS, len(centre), generator=generator, dtype=torch.float64)
-            random = random.to(centre)
-            vectors += list(random / random.norm(dim=1, keepdim=True))
+            vectors += list(_random_directions(len(centre)).to(centre))
             names += [f"{block}: random direction {i}" for i in range(RANDOM_DIRECTIONS)]
         return cls(torch.stack(vectors) if vectors else centre.new_empty(0, len(centre)), names)
+
+
+@lru_cache(maxsize=4)
+def _random_directions(dimensions: int) -> Tensor:
+    """Fixed unit vectors of one size; kept, because those of a network take as long as a hundred of its gradients."""
+    generator = torch.Generator().manual_seed(dimensions)
+    random = torch.randn(RANDOM_DIRECTIONS, dimensions, generator=generator, dtype=torch.float64)
+    return random / random.norm(dim=1, keepdim=True)
 
 
 class BlockMoments:
@@ -150,18 +158,56 @@ class BlockMoments:
         self.along: Moments | None = None
         self.distance: Moments | None = None
         self.tail = Tail()
+        self._vectors = self.directions.vectors
 
     def add(self, rows: Tensor) -> None:
         """Take in finite rows ``(R, dimensions)``."""
-        self.coordinates = _merged(self.coordinates, Moments.of(rows, self.order))
-        self.along = _merged(self.along, Moments.of(rows @ self.directions.vectors.T.to(rows), 4))
-        squared = (rows.double() - self.centre).square().sum(1)
+        if self._vectors.dtype != rows.dtype:
+            self._vectors = self.directions.vectors.to(rows)
+        if self.order == 4:
+            self.coordinates = _merged(self.coordinates, Moments.of(rows, self.order))
+            squared = (rows.double() - self.centre).square().sum(1)
+        else:
+            squared = self._add_strips(rows)
+        self.along = _merged(self.along, Moments.of(rows @ self._vectors.T, 4))
         self.distance = _merged(self.distance, Moments.of(squared[:, None], 4))
         self.tail.add(squared)
+
+    def _add_strips(self, rows: Tensor) -> Tensor:
+        """Take in the coordinates of wide rows, strip by strip and in place; returns squared distances from the centre.
+
+        The same sums as elsewhere. What is saved are passes over main memory, which would outlast the gradient itself.
+        """
+        if self.coordinates is None:
+            mean, m2 = (torch.zeros_like(self.centre, dtype=torch.float64) for _ in range(2))
+            self.coordinates = Moments(0, mean, m2, mean.new_empty(0), mean.new_empty(0))
+        kept, squared = self.coordinates, rows.new_zeros(len(rows), dtype=torch.float64)
+        a, b = kept.count, len(rows)
+        for start in range(0, rows.shape[1], STRIP):
+            here = slice(start, start + STRIP)
+            part = rows[:, here].double()
+            mean = part.mean(0)
+            centred = part - mean
+            m2 = centred.square_().sum(0)
+            squared += torch.sub(part, self.centre[here], out=centred).square_().sum(1)
+            delta = mean.sub_(kept.mean[here])
+            kept.mean[here].add_(delta, alpha=b / (a + b))
+            kept.m2[here].add_(m2).addcmul_(delta, delta, value=a * b / (a + b))
+        kept.count = a + b
+        return squared
 
 
 def _merged(old: Moments | None, new: Moments) -> Moments:
     return new if old is None else old.merge(new)
+
+
+def _finite(columns: dict[str, Tensor]) -> Tensor:
+    """Which rows are finite in all columns."""
+    # A sum over a row with anything else in it is not finite either; where one is not, it may be for its size alone.
+    finite = torch.stack([part.sum(1) for part in columns.values()]).isfinite().all(0)
+    if bool(finite.all()):
+        return finite
+    return torch.stack([part.isfinite().all(1) for part in columns.values()]).all(0)
 
 
 class GradientMoments:
@@ -183,7 +229,7 @@ class GradientMoments:
         columns = dict(zip(self.sizes, rows.split(list(self.sizes.values()), 1), strict=True))
         if "value" not in self.blocks and bool(columns["value"].isnan().all()):
             columns.pop("value")
-        finite = torch.cat(list(columns.values()), 1).isfinite().all(1)
+        finite = _finite(columns)
         self.nonfinite += int((~finite).sum())
         if not bool(finite.any()):
             return

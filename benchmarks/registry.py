@@ -204,9 +204,10 @@ def _entry_points(group: str) -> dict[str, Any]:
 
 
 def _pyro() -> dict[str, type[Estimator]]:
-    from .references.pyro_losses import PyroRenyiELBO, PyroTraceELBO, PyroTraceMeanFieldELBO
+    from .references import numpyro_losses, pyro_losses
 
-    return {kind.name: kind for kind in (PyroTraceELBO, PyroTraceMeanFieldELBO, PyroRenyiELBO)}
+    theirs = (*pyro_losses.LOSSES, *(numpyro_losses.LOSSES if numpyro_losses.installed() else ()))
+    return {kind.name: kind for kind in theirs}
 
 
 def named(source: str, num_samples: int | None, objective: str | None) -> tuple[Estimator, str | None]:

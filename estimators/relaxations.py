@@ -226,7 +226,7 @@ class GumbelSoftmax(Tempered):
     .. math:: K^{-1} \\sum_k \\nabla f(s_T(z_k))
 
     with the total derivative in theta and phi. Its target is the relaxed objective E f(s_T(z)), log q in which is still the
-    *discrete* density, continued linearly: for that it is unbiased, at every temperature.
+    discrete density, continued linearly: for that it is unbiased, at every temperature.
 
     Arguments:
         num_samples: K.
@@ -277,8 +277,8 @@ class StraightThrough(Relaxing):
         num_samples: K.
 
     Warning:
-        f's slope at the values of b is not the difference between them, and costs nothing to be wrong: two models that agree
-        at every b may have any slopes.
+        f's slope at a value of b is not its difference between the values. Two ways to write one model, equal at every b, may
+        have any slopes there, and so any estimate.
 
     References:
         Bengio, Leonard & Courville (2013).

@@ -76,6 +76,8 @@ def _spread(weight: Tensor | float | None, log_w: Tensor, points: int) -> Tensor
     """A weight as a tensor ``(K, *batch)`` of the mean over data points; an absent or plainly zero one as ``None``."""
     if weight is None or (not isinstance(weight, Tensor) and weight == 0):
         return None
+    if isinstance(weight, Tensor) and weight.dtype != log_w.dtype:
+        raise TypeError(f"weights must have the type of log_w, {log_w.dtype}, not {weight.dtype}")
     return (torch.as_tensor(weight, dtype=log_w.dtype, device=log_w.device).detach() / points).expand_as(log_w)
 
 

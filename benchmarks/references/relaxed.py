@@ -79,8 +79,9 @@ def logistic(step: float) -> Rule:
         >>> round(float((w * l**2).sum() * 3 / math.pi**2), 12)
         1.0
     """
-    l, measure = _line(step)
-    return l, measure * (-l.abs() - 2 * torch.log1p((-l.abs()).exp())).exp()
+    noise, measure = _line(step)
+    size = noise.abs()
+    return noise, measure * (-size - 2 * torch.log1p((-size).exp())).exp()
 
 
 def gumbel_differences(count: int, step: float) -> tuple[Tensor, Tensor]:
@@ -91,8 +92,8 @@ def gumbel_differences(count: int, step: float) -> tuple[Tensor, Tensor]:
         >>> round(float(w.sum()), 10), round(float((w * d[:, 0] * d[:, 1]).sum() * 6 / math.pi**2), 10)
         (1.0, 1.0)
     """
-    l, measure = _line(step)
-    d = torch.cartesian_prod(*[l] * count).reshape(-1, count)
+    line, measure = _line(step)
+    d = torch.cartesian_prod(*[line] * count).reshape(-1, count)
     across = torch.cartesian_prod(*[measure.log()] * count).reshape(-1, count).sum(1)
     together = torch.nn.functional.pad(-d, (0, 1)).logsumexp(1)
     return d, math.factorial(count) * (across - d.sum(1) - (count + 1) * together).exp()

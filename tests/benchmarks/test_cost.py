@@ -15,6 +15,7 @@ from benchmarks import cost
 from benchmarks.cost import CountingModel, count, metered, seconds
 from benchmarks.problems import Gaussian1D, LinearGaussian, Rainforth
 from estimators import LatentModel
+from estimators.trees import tree_map
 
 PROBLEM = LinearGaussian(dim=3, data_dim=4, points=5)
 RULES = [
@@ -95,8 +96,11 @@ def test_the_counting_model_is_transparent():
     assert model.evaluations == 45  # neither is an evaluation
     for name in estimators.names():
         estimator = estimators.get(name, num_samples=estimators.REGISTRY[name].usual_num_samples())
+        if estimator.refuses(PROBLEM):
+            continue
         guide = PROBLEM.guide(parameters["phi"])
-        noise = estimator.draws(guide, 1, torch.Generator().manual_seed(1))[0].noise[0]
+        drawn = estimator.draws(guide, 1, torch.Generator().manual_seed(1))[0].noise
+        noise = tree_map(lambda leaf: leaf[0], drawn)
         ours, theirs = (estimator.gradient(each, parameters, noise) for each in (CountingModel(PROBLEM), PROBLEM))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 

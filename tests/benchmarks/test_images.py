@@ -93,6 +93,7 @@ def test_a_missing_file_is_named_with_its_folder_and_its_address(tmp_path, name)
         (idx(np.zeros((2, 28, 28), np.uint8)) + b"0", "too long"),
         (gzip.compress(idx(np.zeros((2, 28, 28), np.uint8)))[:30], "cannot read"),
     ],
+    ids=["empty", "labels", "cut short", "too long", "half a gzip file"],
 )
 def test_what_is_no_whole_idx_file_is_refused(folder, content, said):
     (folder / "train-images-idx3-ubyte.gz").write_bytes(content)

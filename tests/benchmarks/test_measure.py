@@ -219,15 +219,16 @@ def test_truth_is_exact_where_it_is_known():
     exact = problem.exact(estimators.Target("iwae", 3))
     assert found.batch_means is None and not found.standard_error.any()
     assert found.gradient.tolist() == [float(exact.gradient["phi"][name]) for name in ("loc", "log_scale")]
-    assert truth(problem, estimators.get("jackknife", num_samples=3), "phi", 100) is None
+    assert truth(problem, estimators.get("jackknife", num_samples=3), "phi", 100).batch_means is None  # by quadrature
+    assert truth(problem, estimators.get("sumo"), "phi", 100) is None
 
 
 def test_a_long_run_of_another_estimator_judges_where_nothing_is_known():
-    record = run("linear-gaussian[dim=2,data_dim=3]", "dreg", 3, 2000)
+    record = run("banana", "dreg", 3, 40_000)
     for each in record.blocks:
         assert each.verdict == "PASS", (each.block, each.verdict_reason)
         assert each.reference_standard_error > 0 and "iwae" in each.reference_method
-    assert blocks(run("linear-gaussian[dim=2,data_dim=3]", "iwae", 3, 2000))["phi"].reference_method.count("dreg") == 1
+    assert blocks(run("banana", "iwae", 3, 40_000))["phi"].reference_method.count("dreg") == 1
 
 
 # Nothing moves: sticking the landing at the posterior, Bonnet-Price on a Gaussian target

@@ -187,6 +187,32 @@ def test_very_wide_blocks_keep_two_orders_per_coordinate(monkeypatch):
     assert found.blocks["phi"].along.m4.numel() > 0
 
 
+@pytest.mark.parametrize("strip", [1, 2, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_blocks_are_taken_in_strip_by_strip(monkeypatch, strip, dtype):
+    monkeypatch.setattr(moments, "FOURTH_ORDER_COLUMNS", 2)
+    monkeypatch.setattr(moments, "STRIP", strip)
+    rows = (skewed_rows(300).repeat(1, 2) + torch.tensor([0, 1e8, 0, 1e6, 0, -1e7])).to(dtype)
+    given, centre = rows.clone(), torch.tensor([0.5, 2.0, -3.0], dtype=torch.float64)
+    found = GradientMoments(SIZES, NO_CENTRES | {"phi": centre}).extend(rows.split([100, 1, 150, 49]))
+    assert torch.equal(rows, given)
+    block, whole = found.blocks["phi"], rows[:, 3:].double().numpy()
+    assert block.order == 2 and block.coordinates.count == 300
+    np.testing.assert_allclose(block.coordinates.mean, whole.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(block.coordinates.variance, whole.var(0, ddof=1), rtol=1e-9)
+    distance = ((whole - centre.numpy()) ** 2).sum(1)
+    np.testing.assert_allclose(block.distance.mean, distance.mean(), rtol=1e-12)
+    np.testing.assert_allclose(block.distance.variance, distance.var(ddof=1), rtol=1e-6)
+
+
+def test_finite_rows_whose_sum_overflows_are_kept():
+    rows = torch.full((5, 6), 3e38)
+    rows[3, 4] = math.nan
+    found = GradientMoments(SIZES, NO_CENTRES)
+    found.add(rows)
+    assert found.nonfinite == 1 and found.blocks["phi"].coordinates.count == 4
+
+
 def test_blocks_get_their_own_columns():
     rows = skewed_rows(400).repeat(1, 2) + torch.arange(6)
     found = GradientMoments(SIZES, NO_CENTRES).extend(rows.split(90))

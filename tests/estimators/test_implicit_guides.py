@@ -244,7 +244,7 @@ def test_expectations_in_the_plane_see_a_coordinate_that_is_held():
         (Gamma(double([math.log(5.0)]), double([-1.0])), stats.gamma(5.0, scale=math.exp(1.0))),
         (Beta(double([math.log(0.8)]), double([math.log(3.0)])), stats.beta(0.8, 3.0)),
     ],
-    ids=str,
+    ids=["gamma, peaked at zero", "gamma", "beta"],
 )
 def test_draws_and_densities(guide, law):
     """Kolmogorov's test on 20,000 draws: p below 1e-6 never happens by chance here."""
