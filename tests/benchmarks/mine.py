@@ -97,7 +97,7 @@ class ThetaAlone(IWAE):
 
 class NotANumber(Elbo):
     def weights(self, log_w):
-        return Weights(torch.where(log_w > log_w.mean(0) + 1, torch.nan, 1.0), None, 1.0)
+        return Weights(torch.ones_like(log_w).masked_fill(log_w > log_w.mean(0) + 1, torch.nan), None, 1.0)
 
 
 class RawWeights(Elbo):
@@ -126,7 +126,7 @@ class Fails(Elbo):
 
 class Misshapen(Elbo):
     def weights(self, log_w):
-        return Weights(torch.ones(7), None, 1.0)
+        return Weights(torch.ones(7, dtype=log_w.dtype), None, 1.0)
 
 
 def rule(log_w):

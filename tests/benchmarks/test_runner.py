@@ -41,11 +41,11 @@ class Raises(Right):
 
 class Misshapen(Right):
     def weights(self, log_w):
-        return Weights(torch.ones(7), None, 1.0)
+        return Weights(torch.ones(7, dtype=log_w.dtype), None, 1.0)
 
 class NotANumber(Right):
     def weights(self, log_w):
-        return Weights(torch.where(log_w > log_w.mean(0), torch.nan, 1.0), None, 1.0)
+        return Weights(log_w.masked_fill(log_w > log_w.mean(0), torch.nan), None, 1.0)
 
 class Hangs(Right):
     def weights(self, log_w):

@@ -101,7 +101,7 @@ class AllocatesLists(Right):
 
 class NotANumber(Right):
     def weights(self, log_w):
-        return Weights(torch.where(log_w > log_w.mean(0), torch.nan, 1.0), None, 1.0)
+        return Weights(log_w.masked_fill(log_w > log_w.mean(0), torch.nan), None, 1.0)
 
 
 class Infinite(Right):
@@ -109,9 +109,14 @@ class Infinite(Right):
         return Weights(torch.full_like(log_w, torch.inf), None, 1.0)
 
 
+class OfAnotherType(Right):
+    def weights(self, log_w):
+        return Weights(torch.ones_like(log_w).to(torch.complex64), None, 1.0)
+
+
 class Misshapen(Right):
     def weights(self, log_w):
-        return Weights(torch.ones(7), None, 1.0)
+        return Weights(torch.ones(7, dtype=log_w.dtype), None, 1.0)
 
 
 class GivesText(Right):

@@ -30,6 +30,7 @@ EXPECTED = {
     "AllocatesLists": ("error", "a worker may take 1 GiB (--memory)"),
     "NotANumber": ("nonfinite", "100 of 100 replicates are not finite"),
     "Infinite": ("nonfinite", "100 of 100 replicates are not finite"),
+    "OfAnotherType": ("error", "TypeError: weights must have the type of log_w, torch.float64, not torch.complex64"),
     "Misshapen": ("error", "RuntimeError: The expanded size"),
     "GivesText": ("error", "Error: "),
     "SetsDtype": ("error", CHANGED + "the default dtype"),
