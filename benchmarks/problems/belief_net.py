@@ -8,17 +8,15 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from estimators import Bernoulli, Block, Parameters, Target
+from estimators import Bernoulli, Block, Parameters
 
-from ..references.relaxed import relaxed
-from ..references.summation import enumerated
-from .problem import Problem, Reference
+from .discrete import Discrete
 
 DISCRETE = frozenset({"bernoulli", "enumerable", "factorised", "relaxable", "data"})
 
 
 @dataclass(frozen=True)
-class SigmoidBeliefNet(Problem):
+class SigmoidBeliefNet(Discrete):
     """z_d ~ Bernoulli(sigmoid(prior_logits_d)), x_i | z ~ Bernoulli(sigmoid((W z + b)_i)), q a product of Bernoullis.
 
     W has normal entries of standard deviation ``coupling``, b and the prior's logits standard normal ones; x is drawn from
@@ -58,7 +56,7 @@ class SigmoidBeliefNet(Problem):
         self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
 
     @cached_property
-    def _setting(self) -> dict[str, np.ndarray]:
+    def setting(self) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(self.seed)
         prior = rng.standard_normal(self.dim)
         weight = self.coupling * rng.standard_normal((self.data_dim, self.dim))
@@ -79,29 +77,16 @@ class SigmoidBeliefNet(Problem):
 
     @cached_property
     def parameters(self) -> Parameters:
-        s = self._setting
+        s = self.setting
         theta = {"prior_logits": s["prior"], "weight": s["weight"], "bias": s["bias"]}
         return {
             "theta": {name: self.tensor(value) for name, value in theta.items()},
             "phi": {"logits": self.tensor(s["logits"])},
         }
 
-    @cached_property
-    def data(self) -> Tensor:
-        return self.tensor(self._setting["x"])
-
-    def exact(self, target: Target) -> Reference | None:
-        if target.name == "relaxed_elbo":
-            found, method = relaxed(self, self.parameters, target), "tanh-sinh quadrature over the noise that relaxes"
-        elif target.name in self.exact_targets:
-            found, method = enumerated(self, self.parameters, target), f"sum over {2**self.dim} states"
-        else:
-            return None
-        if found is None:
-            return None
-        value, gradient = found
-        blocks = {"phi": gradient["phi"]} if target.name == "forward_kl" else gradient
-        return Reference(value, blocks, method)
+    @property
+    def number_of_states(self) -> int:
+        return 2**self.dim
 
     def guide(self, phi: Block) -> Bernoulli:
         return Bernoulli(phi["logits"])

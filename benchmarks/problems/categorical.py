@@ -8,17 +8,15 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from estimators import Block, Categorical, DiagonalGaussian, Parameters, Target
+from estimators import Block, Categorical, DiagonalGaussian, Parameters
 
-from ..references.relaxed import relaxed
-from ..references.summation import enumerated
-from .problem import Problem, Reference
+from .discrete import Discrete
 
 MOST_STATES = 4096
 
 
 @dataclass(frozen=True)
-class CategoricalMixture(Problem):
+class CategoricalMixture(Discrete):
     """z_d ~ Cat(softmax(prior_logits_d)), x | z ~ N(sum_d W_d z_d, diag(s^2)), z one-hot, q a product of categoricals.
 
     W has normal entries of standard deviation ``coupling``, the prior's logits standard normal ones, s lies around one; x is
@@ -66,7 +64,7 @@ class CategoricalMixture(Problem):
         self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
 
     @cached_property
-    def _setting(self) -> dict[str, np.ndarray]:
+    def setting(self) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(self.seed)
         prior = rng.standard_normal((self.dim, self.values))
         weight = self.coupling * rng.standard_normal((self.data_dim, self.dim, self.values))
@@ -89,29 +87,16 @@ class CategoricalMixture(Problem):
 
     @cached_property
     def parameters(self) -> Parameters:
-        s = self._setting
+        s = self.setting
         theta = {"prior_logits": s["prior"], "weight": s["weight"], "log_noise_scale": s["log_scale"]}
         return {
             "theta": {name: self.tensor(value) for name, value in theta.items()},
             "phi": {"logits": self.tensor(s["logits"])},
         }
 
-    @cached_property
-    def data(self) -> Tensor:
-        return self.tensor(self._setting["x"])
-
-    def exact(self, target: Target) -> Reference | None:
-        if target.name == "relaxed_elbo":
-            found, method = relaxed(self, self.parameters, target), "tanh-sinh quadrature over the noise that relaxes"
-        elif target.name in self.exact_targets:
-            found, method = enumerated(self, self.parameters, target), f"sum over {self.values**self.dim} states"
-        else:
-            return None
-        if found is None:
-            return None
-        value, gradient = found
-        blocks = {"phi": gradient["phi"]} if target.name == "forward_kl" else gradient
-        return Reference(value, blocks, method)
+    @property
+    def number_of_states(self) -> int:
+        return self.values**self.dim
 
     def guide(self, phi: Block) -> Categorical:
         return Categorical(phi["logits"])

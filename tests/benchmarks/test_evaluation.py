@@ -37,7 +37,7 @@ def truth(problem=PROBLEM):
 
 
 def test_importance_sampling_is_a_streamed_bound(monkeypatch):
-    """Chunks of any size give the bound of all samples at once, and its mean over runs is below log p(x)."""
+    """Chunks give the bound, mean and k-hat of all samples at once."""
     found = []
     for chunk in (2**22, 2**12):
         monkeypatch.setattr("benchmarks.evaluation.likelihood.CHUNK", chunk)
@@ -92,23 +92,27 @@ class Simulated(LinearGaussian):
 
 
 def test_bidirectional_bounds_hold_the_truth_between_them():
-    """On simulated data the mean gap to either side is at most a tenth of a nat here, and the truth within 4.5 errors."""
+    """Mean weights of 24 simulated data points are p(x), and 1/p(x) backwards: |t| < 4.5 with 23 degrees of freedom (2e-4).
+
+    Chains of one data point run back from one exact sample, so data points are what is independent.
+    """
+    points = 24
     theta = PROBLEM.parameters["theta"]
     g = torch.Generator().manual_seed(7)
-    z = torch.randn(6, 3, generator=g, dtype=torch.float64)
+    z = torch.randn(points, 3, generator=g, dtype=torch.float64)
     x = z @ theta["weight"].T + theta["bias"]
-    x = x + theta["log_noise_scale"].exp() * torch.randn(6, 4, generator=g, dtype=torch.float64)
-    model = Simulated(dim=3, data_dim=4, points=6, seed=2, drawn=x)
+    x = x + theta["log_noise_scale"].exp() * torch.randn(points, 4, generator=g, dtype=torch.float64)
+    model = Simulated(dim=3, data_dim=4, points=points, seed=2, drawn=x)
     exact = log_marginals(theta["weight"].numpy(), theta["bias"].numpy(), 1.0, x.numpy())
-    lower, reverse = bidirectional(model, PROBLEM.parameters, z, model.prior(theta), g, Annealing(steps=100, chains=32))
+    lower, reverse = bidirectional(model, PROBLEM.parameters, z, model.prior(theta), g, Annealing(steps=100, chains=16))
     upper = upper_bound(reverse)
-    for low, high, log_p in zip(lower.log_weights.T, reverse.log_weights.T, exact.tolist(), strict=True):
-        above, below = (low - log_p).exp(), (log_p - high).exp()
-        assert abs(float(above.mean() - 1)) < 4.5 * float(above.std()) / math.sqrt(32)
-        assert below.mean() > 0
-    assert float((lower.log_marginal - exact).mean()) < 0.1
-    assert float((upper - exact).mean()) > -0.1
-    assert float((upper - lower.log_marginal).mean()) < 0.3
+    for ratio in ((lower.log_weights - exact).exp(), (exact - reverse.log_weights).exp()):
+        means = ratio.mean(0)
+        assert abs(float(means.mean() - 1)) < 4.5 * float(means.std()) / math.sqrt(points)
+        assert 0.02 < float(means.std()) < 0.5  # noise that is there, and small enough to see a factor of one half
+    for below, above in ((lower.log_marginal, exact), (exact, upper)):  # in expectation, so up to the standard error
+        gap = above - below
+        assert -4.5 * float(gap.std()) / math.sqrt(points) < float(gap.mean()) < 0.2
 
 
 def test_gaps_are_the_closed_forms():

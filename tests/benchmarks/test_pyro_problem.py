@@ -217,13 +217,13 @@ def test_nothing_of_the_users_is_changed():
     before = {name: leaf.clone() for name, leaf in ENCODER.state_dict().items()}
     pyro.get_param_store().clear()
     mine = pyro.param("mine", torch.tensor(2.0))
-    state, validated = torch.get_rng_state(), pyro.distributions.torch_distribution.torch.distributions.Distribution
-    flag = validated._Distribution__validate_args if hasattr(validated, "_Distribution__validate_args") else None
+    state = torch.get_rng_state()
+    pyro.enable_validation(True)
     problem = program("vae", "vae_guide", "vae_data")
     rows("iwae", problem, 4, 8)
     assert torch.equal(torch.get_rng_state(), state)
     assert list(pyro.get_param_store().keys()) == ["mine"] and pyro.param("mine") is mine
-    assert flag == getattr(validated, "_Distribution__validate_args", None)
+    assert torch.distributions.Distribution._validate_args and pyro.poutine.util.is_validation_enabled()
     for name, leaf in ENCODER.state_dict().items():
         assert torch.equal(leaf, before[name])
     pyro.get_param_store().clear()
