@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .annealing import Annealing, annealed_importance_sampling, bidirectional
 from .coding import Code, lossy_code
+from .corrected import CorrectedBounds, corrected_bounds
 from .gaps import Gaps, variational_gaps
 from .likelihood import Likelihood, active_units, importance_sampling
 from .refinement import Refined, corrected, hamiltonian, langevin
@@ -11,6 +12,7 @@ from .refinement import Refined, corrected, hamiltonian, langevin
 __all__ = [
     "Annealing",
     "Code",
+    "CorrectedBounds",
     "Gaps",
     "Likelihood",
     "Refined",
@@ -18,6 +20,7 @@ __all__ = [
     "annealed_importance_sampling",
     "bidirectional",
     "corrected",
+    "corrected_bounds",
     "hamiltonian",
     "importance_sampling",
     "langevin",

@@ -123,10 +123,20 @@ def architecture(pixels: int, hidden: int, latent: int, guide: str) -> tuple[Fea
     """Encoder and decoder without numbers, and the coupling layers, whose own numbers are never used."""
     with torch.device("meta"):
         networks = Features(pixels, hidden, HEADS[guide](latent)), Decoder(latent, hidden, pixels)
-    if guide != "flow":
-        return *networks, nn.Identity()
+    return *networks, couplings(latent, hidden) if guide == "flow" else nn.Identity()
+
+
+@lru_cache(maxsize=8)
+def couplings(latent: int, context: int) -> Couplings:
+    """Coupling layers, whose own numbers are never used."""
     with torch.random.fork_rng(devices=[]):
-        return *networks, Couplings(latent, hidden)
+        return Couplings(latent, context)
+
+
+def still(network: nn.Module, generator: torch.Generator, like: Tensor) -> Block:
+    """Parameters of coupling layers that leave everything where it is: what scales and shifts are read from is zero."""
+    flow = glorot(network, generator, like)
+    return flow | {name: torch.zeros_like(leaf) for name, leaf in flow.items() if ".hyper.2." in name}
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,14 +212,11 @@ class Guided(Family):
 
     def start(self, mean: Tensor, generator: torch.Generator) -> Parameters:
         """As of ``digits-vae``; the guide starts as a diagonal Gaussian, or as components of which each is one."""
-        encoder, decoder, couplings = architecture(mean.shape[0], self.hidden, self.latent, self.family)
+        encoder, decoder, layers = architecture(mean.shape[0], self.hidden, self.latent, self.family)
         theta = glorot(decoder, generator, mean)
         theta["logits.bias"] = logit_of(mean)
-        network, flow = glorot(encoder, generator, mean), glorot(couplings, generator, mean)
-        still = [name for name in network if name.startswith("heads.below")]
-        network |= {name: torch.zeros_like(network[name]) for name in still}
-        last = [name for name in flow if ".hyper.2." in name]  # what scales and shifts are read from
-        flow |= {name: torch.zeros_like(flow[name]) for name in last}
+        network, flow = glorot(encoder, generator, mean), still(layers, generator, mean)
+        network |= {name: torch.zeros_like(leaf) for name, leaf in network.items() if name.startswith("heads.below")}
         return {
             "theta": theta,
             "phi": {f"network.{k}": v for k, v in network.items()} | {f"flow.{k}": v for k, v in flow.items()},

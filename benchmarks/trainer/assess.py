@@ -16,6 +16,7 @@ from ..evaluation import (
     active_units,
     annealed_importance_sampling,
     bidirectional,
+    corrected_bounds,
     importance_sampling,
     variational_gaps,
 )
@@ -146,19 +147,27 @@ def jackknife(
 def gaps(
     family: Family, parameters: Parameters, x: Tensor, log_marginal: Tensor, shape: str, max_steps: int, seed: int
 ) -> dict[str, Any]:
-    """Approximation and amortisation gaps of a guide that is a diagonal Gaussian."""
+    """Approximation and amortisation gaps, and L[q*] of the best member of a family of densities for each image."""
     stream = generator(str(x.device), "evaluation", seed, "gaps")
     found = variational_gaps(
         family.model_of(x), parameters, log_marginal, stream, family=shape, max_steps=max_steps, evaluation_samples=2000
     )
-    return {
-        "images": len(x),
-        "family": shape,
-        "approximation": _finite(found.approximation.mean()),
-        "approximation_standard_error": _error(found.approximation),
-        "amortisation": _finite(found.amortisation.mean()),
-        "amortisation_standard_error": _error(found.amortisation),
-    }
+    return {"images": len(x), "family": shape, **_summaries(
+        elbo=found.elbo, best=found.best, approximation=found.approximation, amortisation=found.amortisation
+    )}  # fmt: skip
+
+
+def corrected(
+    family: Family, parameters: Parameters, x: Tensor, log_marginal: Tensor, num_samples: int, seed: int
+) -> dict[str, Any]:
+    """The ELBO of q_IW, from below and above, and what is left of it to log p(x)."""
+    stream = generator(str(x.device), "evaluation", seed, "corrected")
+    parts = [corrected_bounds(family.model_of(some), parameters, num_samples, stream) for some in x.split(CHUNK)]
+    bound, lower, upper = (torch.cat([part[i] for part in parts]) for i in range(3))
+    return {"images": len(x), "num_samples": num_samples, **_summaries(
+        bound=bound, lower=lower, upper=upper, approximation_most=log_marginal - lower,
+        approximation_least=log_marginal - upper,
+    )}  # fmt: skip
 
 
 def log_marginals(family: Family, parameters: Parameters, x: Tensor, num_samples: int, seed: int) -> Tensor:
@@ -166,6 +175,14 @@ def log_marginals(family: Family, parameters: Parameters, x: Tensor, num_samples
     stream = generator(str(x.device), "evaluation", seed, "importance sampling")
     parts = [importance_sampling(family.model_of(some), parameters, num_samples, stream) for some in x.split(CHUNK)]
     return torch.cat([part.bound for part in parts])
+
+
+def _summaries(**each: Tensor) -> dict[str, float | None]:
+    """Means over images, each with its standard error."""
+    found: dict[str, float | None] = {}
+    for name, values in each.items():
+        found |= {name: _finite(values.mean()), f"{name}_standard_error": _error(values)}
+    return found
 
 
 def _error(values: Tensor) -> float | None:

@@ -104,24 +104,24 @@ def evaluate(
     bdmc: Annotated[int, typer.Option(min=0, help="simulated images for bidirectional bounds; 0: none")] = 0,
     jvi: Annotated[int, typer.Option(min=0, help="order of the jackknifed bound; 0: none")] = 0,
     jvi_samples: Annotated[int, typer.Option(min=2, help="its number of samples")] = 64,
-    gaps: Annotated[str | None, typer.Option(help="family for the variational gaps: diagonal, full-rank")] = None,
+    gaps: Annotated[str | None, typer.Option(help="families for the variational gaps: diagonal,full-rank,flow")] = None,
     gap_images: Annotated[int, typer.Option(min=2, help="how many of the images get them")] = 50,
     gap_steps: Annotated[int, typer.Option(min=100, help="most steps of their optimisation")] = 3000,
+    corrected: Annotated[int, typer.Option(min=0, help="K of q_IW, whose ELBO is bounded; 0: none")] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the JSON here as well")] = None,
 ) -> None:
-    """What a checkpoint is worth on held-out images, as JSON: L_K with k-hat, AIS, BDMC, JVI, active units, gaps."""
+    """What a checkpoint is worth on held-out images, as JSON: L_K with k-hat, AIS, BDMC, JVI, active units, gaps, q_IW."""
     from ..data import DataError
     from ..evaluation import Annealing
-    from ..evaluation.gaps import FAMILIES
+    from ..evaluation.local_guides import FAMILIES
     from ..images import load
     from ..records import pretty, write_text
     from ..registry import Refusal
     from ..specs import SpecError
     from ..trainer import assess, trained
 
-    if gaps is not None:
-        choose(gaps, tuple(FAMILIES), "family")
+    shapes = [choose(each.strip(), tuple(FAMILIES), "family") for each in gaps.split(",")] if gaps else []
     try:
         family, parameters, settings, facts = trained(checkpoint)
         held_out = load(settings.data.name, folder=data_dir).held_out
@@ -140,11 +140,14 @@ def evaluate(
             found["bidirectional"] = assess.both_ways(family, parameters, bdmc, annealing, seed)
         if jvi:
             found["jackknife"] = assess.jackknife(family, parameters, x, jvi_samples, jvi, seed)
-        if gaps is not None:
-            few = x[:gap_images]
+        if shapes or corrected:
+            few, stands_in = x[:gap_images], {"log_p": f"L_{num_samples}"}
             best = assess.log_marginals(family, parameters, few, num_samples, seed)
-            found["gaps"] = assess.gaps(family, parameters, few, best, gaps, gap_steps, seed)
-            found["gaps"]["log_p"] = f"L_{num_samples}"
+        if shapes:
+            each = {shape: assess.gaps(family, parameters, few, best, shape, gap_steps, seed) for shape in shapes}
+            found["gaps"] = stands_in | each
+        if corrected:
+            found["corrected"] = stands_in | assess.corrected(family, parameters, few, best, corrected, seed)
     except (SpecError, Refusal, TypeError, NotImplementedError) as wrong:
         fail(wrong)
     print_json(found)
