@@ -123,11 +123,12 @@ def speed_jax(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, format, and who may import whom. Installs no torch."""
-    install(session, "ruff", "import-linter")
+    """Style, format, who may import whom, and whether what is imported is declared. Installs no torch."""
+    install(session, "ruff", "import-linter", "deptry")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
+    session.run("deptry", ".")
 
 
 @nox.session

@@ -8,7 +8,6 @@ same parameters and see the same images in the same order, so their curves can b
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -28,8 +25,9 @@ from torch.utils._pytree import tree_map
 
 from estimators import Estimator, LatentModel, Parameters
 
-from .data import binarize, write_bytes
+from .data import DataError, binarize
 from .records import TrainingPoint, TrainingRecord, canonical_json
+from .tensors import Kind, look, save
 
 CHECKPOINTS = ("start", "middle", "converged")
 MIDDLE = 0.1
@@ -248,38 +246,34 @@ def store(path: Path, record: TrainingRecord, checkpoints: dict[str, Parameters]
         for block, leaves in blocks.items()
         for name, leaf in leaves.items()
     }
-    text = canonical_json(record.model_dump(mode="json"))
-    metadata = {"record": text, "checksum": _checksum(text, tensors)}
-    write_bytes(path, safetensors.torch.save(tensors, metadata))
+    save(path, tensors, canonical_json(record.model_dump(mode="json")))
 
 
-def load(path: Path, identity: str) -> tuple[TrainingRecord, dict[str, Parameters]] | None:
-    """What :func:`store` kept, or ``None`` where it is absent, truncated, altered, or of another training."""
+def load(path: Path, identity: str, start: Parameters) -> tuple[TrainingRecord, dict[str, Parameters]] | None:
+    """What :func:`store` kept, or ``None`` where it is absent, truncated, altered, or of another training.
+
+    Arguments:
+        start: parameters of the names, types and shapes that the checkpoints must have.
+    """
+    kinds = {
+        f"{checkpoint}/{block}/{name}": Kind.of(leaf)
+        for checkpoint in CHECKPOINTS
+        for block, leaves in start.items()
+        for name, leaf in leaves.items()
+    }
     try:
+        head = look(path)
+        head.require(kinds)
+        record = TrainingRecord.model_validate_json(head.text)
         # Read, not mapped: a mapped file that is cut short later takes the process with it (SIGBUS).
-        content = path.read_bytes()
-        tensors = safetensors.torch.load(content)
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-        text = metadata.get("record", "")
-        if metadata.get("checksum") != _checksum(text, tensors):
-            return None
-        record = TrainingRecord.model_validate_json(text)
-    except (OSError, safetensors.SafetensorError, ValidationError):
+        tensors = head.read()
+    except (DataError, ValidationError):
         return None
     checkpoints: dict[str, Parameters] = {name: {"theta": {}, "phi": {}} for name in CHECKPOINTS}
     for key, leaf in tensors.items():
         checkpoint, block, name = key.split("/")
         checkpoints[checkpoint][block][name] = leaf
     return (record, checkpoints) if record.id == identity else None
-
-
-def _checksum(record: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(record.encode())
-    for name in sorted(tensors):
-        leaf = tensors[name]
-        digest.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}".encode())
-        digest.update(leaf.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _copy(parameters: Parameters) -> Parameters:

@@ -111,7 +111,7 @@ class TrainedOnDigits(Problem, Family):
     def training_record(self) -> TrainingRecord | None:
         """The curve of the training; ``None`` for an untrained checkpoint whose training was not yet run."""
         if self.checkpoint == "start":
-            kept = load(self.training_file, self.training_id)
+            kept = load(self.training_file, self.training_id, self._start())
             return None if kept is None else kept[0]
         return self._training()[0]
 
@@ -146,7 +146,7 @@ class TrainedOnDigits(Problem, Family):
 
     def _training(self, progress: Progress | None = None) -> tuple[TrainingRecord, dict[str, Parameters]]:
         """From the cache folder, or else trained now and put there."""
-        kept = load(self.training_file, self.training_id)
+        kept = load(self.training_file, self.training_id, self._start())
         if kept is not None:
             return kept
         start = {block: {k: v.to(self.device) for k, v in leaves.items()} for block, leaves in self._start().items()}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
-from ..data import DataError, write_bytes
+from .. import tensors as files
+from ..data import DataError
 from ..records import canonical_json
 
-FORMAT = 1
+FORMAT = 2
+FACTS: dict[str, Any] = {
+    **{"settings": dict, "points": list, "step": int, "evaluations": int, "pixels": int},
+    **{"seconds": (int, float), "processor_seconds": (int, float), "value": (float, type(None))},
+}
+"""What the facts of every checkpoint are."""
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -24,9 +27,27 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     Raises:
         DataError: if the folder cannot be written.
     """
-    kept = {name: leaf.detach().cpu().contiguous() for name, leaf in tensors.items()}
-    text = canonical_json({**facts, "format": FORMAT})
-    write_bytes(path, safetensors.torch.save(kept, {"facts": text, "checksum": _checksum(text, kept)}))
+    files.save(path, tensors, canonical_json({**facts, "format": FORMAT}))
+
+
+def look(path: Path) -> tuple[files.Head, dict[str, Any]]:
+    """What a checkpoint says of itself, before any tensor is read: what it holds, and its facts.
+
+    Raises:
+        DataError: if it is absent, truncated, or of another format.
+    """
+    head = files.look(path)
+    try:
+        facts = json.loads(head.text)
+        found = facts.get("format")
+    except (ValueError, AttributeError, RecursionError) as problem:
+        raise DataError(f"{path} is no checkpoint of a training") from problem
+    if found != FORMAT:
+        raise DataError(f"{path} has format {found!r}, not {FORMAT}")
+    for name, kind in FACTS.items():
+        if not isinstance(facts.get(name, ...), kind):
+            raise DataError(f"{path} is no checkpoint of a training: it lacks {name!r}")
+    return head, facts
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -35,24 +56,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         DataError: if it is absent, truncated, altered, or of another format.
     """
-    try:
-        content = path.read_bytes()
-        tensors = safetensors.torch.load(content)
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-    except OSError as problem:
-        raise DataError(f"cannot read checkpoint {path}: {problem.strerror}") from problem
-    except (safetensors.SafetensorError, ValueError) as problem:
-        raise DataError(f"{path} is no checkpoint, or only a part of one") from problem
-    text = metadata.get("facts", "")
-    if metadata.get("checksum") != _checksum(text, tensors):
-        raise DataError(f"{path} was altered, or is no checkpoint of a training")
-    facts = json.loads(text)
-    if facts.get("format") != FORMAT:
-        raise DataError(f"{path} has format {facts.get('format')}, not {FORMAT}")
-    return tensors, facts
+    head, facts = look(path)
+    return head.read(), facts
 
 
-def nested(tensors: dict[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
+def nested(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, dict[str, Tensor]]:
     """``prefix/a/b`` as ``{"a": {"b": ...}}``."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, leaf in tensors.items():
@@ -61,12 +69,3 @@ def nested(tensors: dict[str, Tensor], prefix: str) -> dict[str, dict[str, Tenso
             block, _, name = rest.partition("/")
             found.setdefault(block, {})[name] = leaf
     return found
-
-
-def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(facts.encode())
-    for name in sorted(tensors):
-        leaf = tensors[name]
-        digest.update(f"{name} {leaf.dtype} {tuple(leaf.shape)}".encode())
-        digest.update(leaf.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

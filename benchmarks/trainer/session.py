@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from estimators import BLOCKS, Estimator, Gradient, LatentModel, Parameters, Refusal
 from estimators.trees import tree_leaves
@@ -24,12 +26,14 @@ from ..cost import CountingModel
 from ..data import DataError, binarize
 from ..images import Images
 from ..problems.family import Family
-from ..records import canonical_json, pretty, write_text
+from ..records import pretty, write_text
 from ..registry import Registry, estimator_spec
+from ..specs import SpecError
 from ..streams import generator
+from ..tensors import Kind
 from ..training import TrainingError, training_threads
 from ..training import _threads as threads
-from .checkpoint import load, nested, save
+from .checkpoint import look, nested, save
 from .families import Dreaming, can_dream, family
 from .pairing import Pair
 from .settings import Settings
@@ -226,19 +230,12 @@ class Session:
 
     def save(self, folder: Path) -> None:
         """``checkpoint.safetensors`` to go on from, and ``training.json`` to read."""
-        tensors = {f"parameters/{b}/{name}": leaf for b in BLOCKS for name, leaf in self.parameters[b].items()}
-        for place, leaf in enumerate(self.leaves):
-            tensors |= {f"adam/{place}/{name}": part for name, part in self.optimizer.state.get(leaf, {}).items()}
-        tensors |= {f"streams/{name}/state": stream.get_state() for name, stream in self.streams.items()}
-        tensors["order/epoch/state"] = self._order
-        tensors["since/values/sum"] = self._since
-        learners = {"theta": self.pair.theta} if self.pair.alike else {"theta": self.pair.theta, "phi": self.pair.phi}
-        for block, estimator in learners.items():
-            tensors |= {f"learnt/{block}/{name}": leaf for name, leaf in (estimator.state or {}).items()}
+        tensors = self._tensors()
         facts = {
             "settings": self.settings.model_dump(mode="json"),
             "step": self.step,
             "steps": self.steps,
+            "pixels": self.images.train.shape[1],
             "evaluations": self.evaluations,
             "seconds": self.seconds,
             "processor_seconds": self.processor_seconds,
@@ -251,18 +248,35 @@ class Session:
         shown["estimators"] = {b: estimator_spec(getattr(self.pair, b)) for b in BLOCKS}
         write_text(folder / CURVE, pretty(shown))
 
+    def _learners(self) -> dict[str, Estimator]:
+        return {"theta": self.pair.theta} if self.pair.alike else {"theta": self.pair.theta, "phi": self.pair.phi}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a training consists of, by the names of a checkpoint."""
+        tensors = {f"parameters/{b}/{name}": leaf for b in BLOCKS for name, leaf in self.parameters[b].items()}
+        for place, leaf in enumerate(self.leaves):
+            tensors |= {f"adam/{place}/{name}": part for name, part in self.optimizer.state.get(leaf, {}).items()}
+        tensors |= {f"streams/{name}/state": stream.get_state() for name, stream in self.streams.items()}
+        tensors["order/epoch/state"] = self._order
+        tensors["since/values/sum"] = self._since
+        for block, estimator in self._learners().items():
+            tensors |= {f"learnt/{block}/{name}": leaf for name, leaf in (estimator.state or {}).items()}
+        return tensors
+
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint of these very settings.
 
         Raises:
             DataError: if it is no whole checkpoint, or one of other settings.
         """
-        tensors, facts = load(path)
+        head, facts = look(path)
         ours = self.settings.model_dump(mode="json")
-        if canonical_json(facts["settings"]) != canonical_json(ours):
+        if facts["settings"] != ours:
             there, here = _flat(facts["settings"]), _flat(ours)
             changed = [f"{k} {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
             raise DataError(f"{path} is of another training ({'; '.join(changed)}); give another --out, or --fresh")
+        head.require(self._expected(head.kinds))
+        tensors = head.read()
         for block, leaves in nested(tensors, "parameters").items():
             for name, leaf in leaves.items():
                 self.parameters[block][name].copy_(leaf)
@@ -292,6 +306,19 @@ class Session:
         self.seconds, self.processor_seconds = facts["seconds"], facts["processor_seconds"]
         self.points = facts["points"]
         self.value = float("nan") if facts["value"] is None else facts["value"]
+
+    def _expected(self, there: Mapping[str, Kind]) -> dict[str, Kind]:
+        """Names, types and shapes of the tensors of a checkpoint of this training, given what is in one.
+
+        Adam has no memory before the first step. What an estimator learns is its own affair until it has begun.
+        """
+        expected = {name: Kind.of(leaf) for name, leaf in self._tensors().items() if not name.startswith("adam/")}
+        if any(name.startswith("adam/") for name in there):
+            for place, leaf in enumerate(self.leaves):
+                memory = dict.fromkeys(("exp_avg", "exp_avg_sq"), Kind.of(leaf)) | {"step": Kind(torch.float32, ())}
+                expected |= {f"adam/{place}/{name}": kind for name, kind in memory.items()}
+        free = {name for block in self._learners() for name in there if name.startswith(f"learnt/{block}/")}
+        return expected | {name: there[name] for name in free - expected.keys()}
 
     def _check(self) -> None:
         """Refuse before the first step what cannot work."""
@@ -328,9 +355,18 @@ def trained(path: Path) -> tuple[Family, Parameters, Settings, dict[str, Any]]:
     Raises:
         DataError: if it is none.
     """
-    tensors, facts = load(path / CHECKPOINT if path.is_dir() else path)
-    settings = Settings.model_validate(facts["settings"])
-    return family(settings.model), nested(tensors, "parameters"), settings, facts
+    path = path / CHECKPOINT if path.is_dir() else path
+    head, facts = look(path)
+    try:
+        settings, pixels = Settings.model_validate(facts["settings"]), facts["pixels"]
+        found = family(settings.model)
+        with FakeTensorMode():  # sizes alone: nothing is allocated
+            start = found.start(torch.zeros(pixels, dtype=getattr(torch, settings.dtype)), torch.Generator())
+    except (ValidationError, SpecError, KeyError, TypeError, RuntimeError) as problem:
+        raise DataError(f"{path} is no checkpoint of a training: {str(problem).splitlines()[0][:200]}") from problem
+    expected = {f"parameters/{b}/{name}": Kind.of(leaf) for b in BLOCKS for name, leaf in start[b].items()}
+    head.require({name: kind for name, kind in head.kinds.items() if not name.startswith("parameters/")} | expected)
+    return found, nested(head.read(), "parameters"), settings, facts
 
 
 def _flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -125,6 +125,10 @@ def evaluate(
     try:
         family, parameters, settings, facts = trained(checkpoint)
         held_out = load(settings.data.name, folder=data_dir).held_out
+        if held_out.shape[1] != facts["pixels"]:
+            raise DataError(
+                f"{checkpoint} is of {facts['pixels']} pixels, {settings.data.name} has {held_out.shape[1]}"
+            )
     except (SpecError, DataError) as wrong:
         fail(wrong)
     dtype = next(iter(parameters["theta"].values())).dtype

@@ -147,6 +147,48 @@ def test_only_whole_checkpoints_of_the_same_settings_are_gone_on_from(tmp_path):
         trained(tmp_path / "nowhere")
 
 
+def test_a_checkpoint_that_lies_is_refused_whatever_its_checksum(tmp_path):
+    """Tensors of another shape would be broadcast, and sizes of a network that is not there would take all memory."""
+    session = Session(settings(theta="iwae"), images())
+    session.run(tmp_path, until=2)
+    path = tmp_path / CHECKPOINT
+    tensors, facts = files.load(path)
+    name = "parameters/theta/logits.bias"
+    huge = {"settings": {**facts["settings"], "model": "vae[hidden=100000000,latent=2]"}}
+    for changed, told, said in (
+        ({name: torch.zeros(1)}, {}, r"'parameters/theta/logits.bias' is float32 \[1\], and should be float32 \[16\]"),
+        ({name: torch.zeros(16).double()}, {}, "is float64"),
+        ({"parameters/theta/more": torch.zeros(1)}, {}, "should be absent"),
+        ({"parameters/other/x": torch.zeros(1)}, {}, "should be absent"),
+        ({}, huge, r"should be float32 \[100000000\]|of another training"),
+        ({}, {"pixels": 10**12}, "should be float32 .*1000000000000"),
+        ({}, {"pixels": -1}, "no checkpoint"),
+        ({}, {"settings": {"model": "vae[hidden=-1]"}}, "no checkpoint|of another training"),
+        ({}, {"settings": 3}, "it lacks 'settings'"),
+        ({}, {"step": "many"}, "it lacks 'step'"),
+    ):
+        files.save(path, tensors | changed, facts | told)
+        for reader in (session.restore, trained):
+            if "pixels" in told and reader == session.restore and told["pixels"] != facts["pixels"]:
+                continue  # it knows its own images
+            with pytest.raises(DataError, match=said):
+                reader(path)
+    for changed, said in (
+        ({"adam/0/exp_avg": torch.zeros(1)}, "'adam/0/exp_avg' is float32"),
+        ({"adam/99/exp_avg": torch.zeros(1)}, "should be absent"),
+        ({"streams/order/state": torch.zeros(1, dtype=torch.uint8)}, "'streams/order/state' is uint8"),
+    ):
+        files.save(path, tensors | changed, facts)
+        with pytest.raises(DataError, match=said):
+            session.restore(path)
+    for text, said in (("{", "no checkpoint"), ("[]", "no checkpoint"), ('{"format": 1}', "has format 1")):
+        files.files.save(path, tensors, text)
+        with pytest.raises(DataError, match=said):
+            trained(path)
+    files.save(path, tensors, facts)
+    session.restore(path)
+
+
 def test_a_checkpoint_is_read_back_for_evaluation(tmp_path):
     session = Session(settings(theta="iwae"), images())
     session.run(tmp_path)

@@ -156,7 +156,7 @@ def test_verbs_train_evaluate_and_refuse(tmp_path):
         (["train", "--theta", "iwea", "-o", str(out)], "did you mean 'iwae'"),
         (["train", *options, "-K", "3"], "objective.num_samples 2 there, 3 here"),
         (["train", "--set", "nothing"], "section.key=value"),
-        (["evaluate", str(tmp_path)], "cannot read checkpoint"),
+        (["evaluate", str(tmp_path)], "checkpoint.safetensors: No such file"),
         (["evaluate", str(out), "--gaps", "diagnal"], "did you mean 'diagonal'"),
         (["study", "elbo"], "no study 'elbo'"),
         (["study", "--arm", "iwae-7"], "did you mean"),

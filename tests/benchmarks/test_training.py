@@ -180,15 +180,15 @@ def record(trained):
 
 def test_store_and_load(tmp_path, trained, record):
     path = tmp_path / "deeper" / "x.safetensors"
-    assert training.load(path, "x") is None
+    assert training.load(path, "x", trained.checkpoints["start"]) is None
     training.store(path, record, trained.checkpoints)
-    kept, checkpoints = training.load(path, "x")
+    kept, checkpoints = training.load(path, "x", trained.checkpoints["start"])
     assert kept == record and list(checkpoints) == list(CHECKPOINTS)
     for name in CHECKPOINTS:
         for block, leaves in trained.checkpoints[name].items():
             assert leaves.keys() == checkpoints[name][block].keys()
             assert all(torch.equal(leaf, checkpoints[name][block][key]) for key, leaf in leaves.items())
-    assert training.load(path, "y") is None
+    assert training.load(path, "y", trained.checkpoints["start"]) is None
 
 
 def test_writers_at_once_do_no_harm(tmp_path, trained, record):
@@ -203,5 +203,5 @@ def test_writers_at_once_do_no_harm(tmp_path, trained, record):
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        assert training.load(path, "x") is not None
+        assert training.load(path, "x", trained.checkpoints["start"]) is not None
     assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]

@@ -167,7 +167,7 @@ def test_start_is_untrained_and_costs_no_training(empty_cache, trainings):
     mean = torch.from_numpy(data.split()[0]).mean(0).clamp(0.001, 0.999)
     torch.testing.assert_close(theta["logits.bias"].sigmoid(), mean)
     DigitsVAE(**TINY).prepare()
-    record, kept = training.load(start.training_file, start.training_id)
+    record, kept = training.load(start.training_file, start.training_id, start.parameters)
     assert start.training_record() == record
     assert all(torch.equal(kept["start"]["theta"][name], leaf) for name, leaf in theta.items())
 
@@ -211,7 +211,8 @@ def _flip(path):
 def _embellish(path):
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    metadata["record"] = metadata["record"].replace('"heldout_elbo":-', '"heldout_elbo":-1')
+    assert '"heldout_elbo":-' in metadata["text"]
+    metadata["text"] = metadata["text"].replace('"heldout_elbo":-', '"heldout_elbo":-1')
     path.write_bytes(safetensors.torch.save(safetensors.torch.load(path.read_bytes()), metadata))
 
 
@@ -229,12 +230,12 @@ def _exchange(path):
 def test_a_spoilt_file_is_trained_again(empty_cache, trainings, spoil):
     problem = DigitsVAE(**TINY)
     problem.prepare()
-    _, good = training.load(problem.training_file, problem.training_id)
+    _, good = training.load(problem.training_file, problem.training_id, problem._start())
     spoil(problem.training_file)
     count = len(trainings)
     problem.prepare()
     assert len(trainings) == count + 1
-    _, again = training.load(problem.training_file, problem.training_id)
+    _, again = training.load(problem.training_file, problem.training_id, problem._start())
     for name, leaf in good["converged"]["phi"].items():
         assert torch.equal(leaf, again["converged"]["phi"][name])
 
