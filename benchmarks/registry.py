@@ -24,10 +24,10 @@ from estimators.contract import MULTI_SAMPLE, TargetName
 
 from . import problems
 from .problems import Problem
-from .specs import SpecError, canonical, convert, nearest, parse
+from .specs import SpecError, canonical, convert, nearest, parse, settings_of
 
 TARGETS: tuple[str, ...] = get_args(TargetName)
-WITH_SETTING = frozenset({"renyi", "ciwae", "jackknife", "f_divergence", "tvo", "relaxed_elbo"})
+WITH_SETTING = frozenset({"renyi", "ciwae", "jackknife", "f_divergence", "tvo", "tvo_upper", "relaxed_elbo"})
 """Targets that are a family, with a number or a name for each member."""
 
 
@@ -62,7 +62,8 @@ class Registry:
             raise SpecError(f"no estimator {name!r}; {nearest(name, self.estimators)}")
         if "num_samples" in raw:
             raise SpecError(f"{name}: give the number of samples by --num-samples, not in the brackets")
-        return _make(kind, num_samples, raw)
+        within = {field for field, about in settings_of(kind).items() if "Estimator" in str(about.type)}
+        return _make(kind, num_samples, raw, {key: self.estimator(raw[key], num_samples) for key in within & set(raw)})
 
     def problem(self, spec: str, dtype: str | None = None, device: str = "cpu") -> Problem:
         """The problem of a specification, ready to be measured.
@@ -80,9 +81,10 @@ class Registry:
     def version(self, component: Estimator | Problem) -> str:
         """A component's own version, with a digest of its file where it comes from a plug-in."""
         plugin = self._origin.get(type(component).name or type(component).__name__)
-        if plugin is None:
-            return component.version
-        return f"{component.version}+{hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:12]}"
+        digest = "" if plugin is None else f"+{hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:12]}"
+        within = [getattr(component, name) for name in settings_of(type(component))]
+        inner = [f" of {self.version(each)}" for each in within if isinstance(each, Estimator)]
+        return f"{component.version}{digest}{''.join(inner)}"
 
 
 @contextmanager
@@ -96,15 +98,17 @@ def _telling(name: str) -> Iterator[None]:
         raise SpecError(f"{name} cannot be made: {type(problem).__name__}: {problem}") from problem
 
 
-def _make(kind: type[Estimator], num_samples: int, raw: Mapping[str, str]) -> Estimator:
-    """An estimator whose declarations can be relied on from here.
+def _make(
+    kind: type[Estimator], num_samples: int, raw: Mapping[str, str], within: Mapping[str, Estimator] | None = None
+) -> Estimator:
+    """An estimator whose declarations can be relied on from here; ``within`` are the settings that are estimators.
 
     Raises:
         SpecError: if it cannot be made, or declares what is no target.
         Refusal: settings that it does not allow.
     """
     with _telling(kind.label()):
-        made = kind(num_samples=num_samples, **convert(kind, raw))
+        made = kind(num_samples=num_samples, **{**convert(kind, raw), **(within or {})})
         targets = made.targets
     whole = isinstance(targets, Mapping) and set(targets) == set(BLOCKS)
     if not whole or not all(claim is None or _is_target(claim) for claim in targets.values()):

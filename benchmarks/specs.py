@@ -1,7 +1,8 @@
 """Specifications: how problems and estimators are written on a command line and in a record.
 
-``name`` or ``name[parameter=value,...]``. The canonical form spells out every parameter, in the order of definition, so
-that equal settings have equal text. Imports no torch.
+``name`` or ``name[parameter=value,...]``, where a value may be a specification itself: ``antithetic[of=renyi[alpha=0.3]]``.
+The canonical form spells out every parameter, in the order of definition, so that equal settings have equal text. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     Example:
         >>> parse("rainforth[dim=4, points=8]")
         ('rainforth', {'dim': '4', 'points': '8'})
+        >>> parse("sobol[of=ovis[gamma=0.0],copies=4]")
+        ('sobol', {'of': 'ovis[gamma=0.0]', 'copies': '4'})
     """
     match = _SPEC.match(text.strip())
-    if match is None:
+    pairs = None if match is None else _pieces(match["settings"] or "")
+    if match is None or pairs is None:
         raise SpecError(f"cannot read {text!r}: write name or name[parameter=value,...]")
     settings: dict[str, str] = {}
-    for pair in filter(None, (part.strip() for part in (match["settings"] or "").split(","))):
+    for pair in filter(None, map(str.strip, pairs)):
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key or not value:
             raise SpecError(f"cannot read {pair!r} in {text!r}: write parameter=value")
@@ -51,6 +55,20 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
             raise SpecError(f"{key!r} is given twice in {text!r}")
         settings[key] = value
     return match["name"].strip(), settings
+
+
+def _pieces(text: str) -> list[str] | None:
+    """Apart at the commas that stand in no brackets; ``None`` where brackets do not match."""
+    pieces, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if depth < 0:
+            return None
+        if character == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return pieces if depth == 0 else None
 
 
 def settings_of(kind: type) -> dict[str, dataclasses.Field[Any]]:
@@ -102,6 +120,8 @@ def canonical(component: Any, leave_out: tuple[str, ...] = ()) -> str:
 
 
 def _text(value: Any) -> str:
+    if dataclasses.is_dataclass(value):  # an estimator within another, which shares its number of samples
+        return canonical(value, leave_out=("num_samples",))
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
 
 

@@ -33,7 +33,8 @@ TARGETS = {
     "ciwae": r"\(\beta\) ELBO \(+ (1 - \beta) \mathcal{L}_K\)",
     "jackknife": r"the jackknifed bound of \(K\) samples",
     "f_divergence": r"\(E_q F(\log w)\)",
-    "tvo": "the thermodynamic variational objective",
+    "tvo": "the thermodynamic variational objective, the left Riemann sum",
+    "tvo_upper": "the right Riemann sum of the thermodynamic integral, the EUBO for one interval",
     "relaxed_elbo": "the ELBO with relaxed latents",
     "sleep": r"\(E_{p(x)} E_{p(z \mid x)} \log q(z \mid x)\)",
 }

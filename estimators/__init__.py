@@ -29,6 +29,7 @@ from .debiasing import SUMO, Jackknife, JackknifeDReG
 from .discrete import ARM, DisARM, LocalDisARM, MuProp
 from .discrete_guides import Bernoulli, Categorical
 from .divergences import FDivergence, FDivergenceScore, TailAdaptive
+from .dreg_variants import DReGControlVariate, DReGNorm
 from .elbo import (
     LeaveOneOut,
     Reparameterization,
@@ -51,7 +52,7 @@ from .relaxations import GumbelSoftmax, Rebar, Relax, StraightThrough, StraightT
 from .renyi import ChiUpperBound, Renyi, RenyiDReG, RenyiScore
 from .sleep import Insomnia, SleepPhi
 from .subset_sampling import RaoBlackwellised, UnorderedSet, WithoutReplacement
-from .thermodynamic import TVO
+from .thermodynamic import TVO, EvidenceUpperBound
 from .wake_sleep import ReweightedWakeSleep, ReweightedWakeSleepDReG
 
 REGISTRY: dict[str, type[Estimator]] = {
@@ -75,6 +76,8 @@ REGISTRY: dict[str, type[Estimator]] = {
         IWAE,
         IWAEStickingTheLanding,
         DReG,
+        DReGNorm,
+        DReGControlVariate,
         GDReG,
         MIWAE,
         PIWAE,
@@ -103,6 +106,7 @@ REGISTRY: dict[str, type[Estimator]] = {
         FDivergenceScore,
         TailAdaptive,
         TVO,
+        EvidenceUpperBound,
         WithoutReplacement,
         UnorderedSet,
         RaoBlackwellised,
@@ -169,12 +173,15 @@ __all__ = [
     "ChiUpperBound",
     "DReG",
     "DReGAlpha",
+    "DReGControlVariate",
+    "DReGNorm",
     "DeltaMethod",
     "DiagonalGaussian",
     "DisARM",
     "Draw",
     "Enumeration",
     "Estimator",
+    "EvidenceUpperBound",
     "FDivergence",
     "FDivergenceScore",
     "FullRankGaussian",

@@ -28,7 +28,7 @@ Latent: TypeAlias = Any
 BLOCKS = ("theta", "phi")
 TargetName = Literal[
     "elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "f_divergence", "tvo",
-    "relaxed_elbo", "sleep",
+    "tvo_upper", "relaxed_elbo", "sleep",
 ]  # fmt: skip
 MULTI_SAMPLE = frozenset({"iwae", "renyi", "ciwae", "jackknife"})
 """Targets that are another quantity for every number of samples."""
@@ -59,8 +59,8 @@ class Target:
     ``elbo``: E_q log w. ``iwae``: E log (1/K) sum_k w_k, for ``num_samples`` K. ``log_marginal``: log p(x).
     ``forward_kl``: -KL(p(z|x) || q), a target of phi alone. ``renyi``: E (1 - a)^-1 log (1/K) sum_k w_k^(1 - a) for
     ``setting`` a. ``ciwae``: b ELBO + (1 - b) L_K for ``setting`` b. ``jackknife``: the jackknifed bound of order
-    ``setting`` from K samples. ``f_divergence``: E_q F(log w), F named by ``setting``. ``tvo``: the left Riemann sum of the
-    thermodynamic integral over ``setting`` intervals. ``relaxed_elbo``: the ELBO with z relaxed at temperature
+    ``setting`` from K samples. ``f_divergence``: E_q F(log w), F named by ``setting``. ``tvo``, ``tvo_upper``: the left and
+    the right Riemann sum of the thermodynamic integral over ``setting`` intervals. ``relaxed_elbo``: the ELBO with z relaxed at temperature
     ``setting``. ``sleep``: E_p(x) E_p(z|x) log q(z|x), over data of the model, a target of phi alone.
     """
 

@@ -33,34 +33,37 @@ class NoiseScheme(Estimator):
     ``warm_up``, ``snr_slopes`` and ``citations`` are of the pair, on the class of the pair with ``of``'s default.
     """
 
-    of: str = "reparameterization"
+    of: str | Estimator = "reparameterization"
 
     family = "noise"
     needs = frozenset({"reparameterizable"})  # of the default
     snr_slopes = {"theta": 0.5, "phi": 0.5}
 
     def __post_init__(self) -> None:
-        kind = _registered(self.label(), self.of)
+        told = self.of if isinstance(self.of, str) else self.of.label()
+        object.__setattr__(self, "of", _copy(self.label(), self.of, self.num_samples))
+        one = self.wrapped
         facts = {
-            "needs": kind.needs,
-            "min_num_samples": kind.min_num_samples,
-            "warm_up": kind.warm_up,
-            "snr_slopes": kind.snr_slopes,
-            "snr_tail_ratios": kind.snr_tail_ratios,
-            "citations": tuple(dict.fromkeys((*type(self).citations, *kind.citations))),
+            "needs": one.needs,
+            "min_num_samples": one.min_num_samples,
+            "warm_up": one.warm_up,
+            "snr_slopes": one.snr_slopes,
+            "snr_tail_ratios": one.snr_tail_ratios,
+            "citations": tuple(dict.fromkeys((*type(self).citations, *one.citations))),
         }
         for fact, value in facts.items():
             object.__setattr__(self, fact, value)
         super().__post_init__()
-        if kind.random_cost:
-            raise Refusal(f"{self.label()} cannot wrap {self.of}: its estimates draw different numbers of samples")
-        if not _guide_noise_alone(self.wrapped):
-            raise Refusal(f"{self.label()} cannot wrap {self.of}: it draws noise of its own beside the guide's")
+        if one.random_cost:
+            raise Refusal(f"{self.label()} cannot wrap {told}: its estimates draw different numbers of samples")
+        if not _guide_noise_alone(one):
+            raise Refusal(f"{self.label()} cannot wrap {told}: it draws noise of its own beside the guide's")
 
     @property
     def wrapped(self) -> Estimator:
         """One copy, with what was learnt."""
-        return _registered(self.label(), self.of)(num_samples=self.num_samples, state=self.state)
+        assert isinstance(self.of, Estimator)  # from the start on
+        return replace(self.of, state=self.state)
 
     @property
     @abstractmethod
@@ -120,7 +123,7 @@ class Antithetic(NoiseScheme):
 
     Arguments:
         num_samples: K of each of the two estimates; the pair takes 2 K samples.
-        of: the name of a registered estimator, with its default settings.
+        of: an estimator, or the name of a registered one with its default settings; K is the scheme's own.
 
     Warning:
         What is even in the noise does not cancel, and is evaluated twice for nothing: with respect to a scale the pair has up
@@ -152,7 +155,7 @@ class Copies(NoiseScheme):
     """Abstract: a scheme of any number of copies, built from uniform numbers.
 
     Arguments:
-        of: the name of a registered estimator, with its default settings. copies: C.
+        of: as for ``antithetic``. copies: C.
     """
 
     copies: int = 16
@@ -180,7 +183,7 @@ class Sobol(Copies):
     exactly uniform and the estimate unbiased, while the C points keep filling the cube evenly.
 
     Arguments:
-        num_samples: K of each copy. of: the name of a registered estimator, with its default settings.
+        num_samples: K of each copy. of: as for ``antithetic``.
         copies: C, a power of two, as the net asks for.
 
     Warning:
@@ -206,7 +209,9 @@ class Sobol(Copies):
 
     def uniforms(self, rows: int, dimension: int, generator: torch.Generator) -> Tensor:
         if dimension > SobolEngine.MAXDIM:
-            raise Refusal(f"sobol reaches {SobolEngine.MAXDIM} dimensions; one estimate of {self.of} takes {dimension}")
+            raise Refusal(
+                f"sobol reaches {SobolEngine.MAXDIM} dimensions; one estimate of {self.wrapped.label()} takes {dimension}"
+            )
         where = {"generator": generator, "device": generator.device}
         net = SobolEngine(dimension).draw(self.copies, dtype=torch.float64)  # type: ignore[no-untyped-call]
         digits = (net * 2**_BITS).long().to(generator.device)
@@ -224,7 +229,7 @@ class Stratified(Copies):
     What is a sum of functions of single numbers of the noise is integrated as if stratified in each of them.
 
     Arguments:
-        num_samples: K of each copy. of: the name of a registered estimator, with its default settings.
+        num_samples: K of each copy. of: as for ``antithetic``.
         copies: C >= 2.
 
     Warning:
@@ -282,14 +287,18 @@ def _guide_noise_alone(estimator: Estimator) -> bool:
     return len(draws) == 1 and all(id(leaf) in probe.given for leaf in tree_leaves(draws[0].noise))  # type: ignore[attr-defined]
 
 
-def _registered(scheme: str, name: str) -> type[Estimator]:
+def _copy(scheme: str, of: str | Estimator, num_samples: int) -> Estimator:
+    """The estimator that is to be wrapped, with the scheme's number of samples and nothing learnt."""
     from . import REGISTRY
 
-    if name not in REGISTRY:
-        raise Refusal(f"{scheme} takes of=NAME with the name of a registered estimator, not {name!r}")
-    if issubclass(REGISTRY[name], NoiseScheme):
-        raise Refusal(f"{scheme} cannot wrap {name}: one scheme at a time")
-    return REGISTRY[name]
+    if isinstance(of, str) and of not in REGISTRY:
+        raise Refusal(f"{scheme} takes of=NAME with the name of a registered estimator, not {of!r}")
+    if issubclass(REGISTRY[of] if isinstance(of, str) else type(of), NoiseScheme):
+        raise Refusal(f"{scheme} cannot wrap {of if isinstance(of, str) else of.label()}: one scheme at a time")
+    try:
+        return REGISTRY[of](num_samples) if isinstance(of, str) else replace(of, num_samples=num_samples, state=None)
+    except Refusal as reason:
+        raise Refusal(f"{scheme} of {reason}") from None
 
 
 def _inside(u: Tensor) -> Tensor:

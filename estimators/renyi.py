@@ -29,8 +29,13 @@ class RenyiBound(Estimator):
         raise NotImplementedError
 
     @property
+    def setting(self) -> float:
+        """alpha, as the target says it."""
+        return 1 - self.power
+
+    @property
     def targets(self) -> dict[str, Target | None]:
-        target = Target("renyi", self.num_samples, setting=1 - self.power)
+        target = Target("renyi", self.num_samples, setting=self.setting)
         return {"theta": target, "phi": target}
 
     def value(self, log_w: Tensor) -> Tensor:
@@ -59,6 +64,10 @@ class _OfAlpha(RenyiBound):
     @property
     def power(self) -> float:
         return 1 - self.alpha
+
+    @property
+    def setting(self) -> float:
+        return self.alpha  # to the last digit, as 1 - (1 - alpha) is not
 
 
 @dataclass(frozen=True)

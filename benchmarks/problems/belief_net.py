@@ -46,7 +46,8 @@ class SigmoidBeliefNet(Discrete):
     citations = ("neal1992", "mnih2014")
     offers = DISCRETE
     exact_targets = (
-        "elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "f_divergence", "tvo", "relaxed_elbo",
+        "elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "f_divergence", "tvo", "tvo_upper",
+        "relaxed_elbo",
     )  # fmt: skip
 
     def validate(self) -> None:

@@ -50,7 +50,8 @@ class CategoricalMixture(Discrete):
     citations = ("ghahramani1995",)
     offers = frozenset({"categorical", "enumerable", "factorised", "relaxable", "data"})
     exact_targets = (
-        "elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "f_divergence", "tvo", "relaxed_elbo",
+        "elbo", "iwae", "log_marginal", "forward_kl", "renyi", "ciwae", "jackknife", "f_divergence", "tvo", "tvo_upper",
+        "relaxed_elbo",
     )  # fmt: skip
 
     def validate(self) -> None:

@@ -21,6 +21,8 @@ MOST_TERMS = 2**20
 """Of a sum, data points counted singly."""
 NEGLIGIBLE = 1e-17
 """Weights of nodes below this, and of tuples of them, are left out."""
+RIEMANN = {"tvo": 0, "tvo_upper": 1}
+"""Riemann sums of the thermodynamic integral, and the first end of an interval that they take."""
 Value = Callable[[Parameters], Tensor]
 
 
@@ -29,7 +31,7 @@ def enumerated(model: LatentModel, parameters: Parameters, target: Target) -> tu
 
     Arguments:
         model: offers ``enumerable``.
-        target: any that :func:`benchmarks.references.bounds.bound` knows, ``log_marginal``, ``forward_kl`` or ``tvo``.
+        target: any that :func:`benchmarks.references.bounds.bound` knows, ``log_marginal``, ``forward_kl``, ``tvo`` or ``tvo_upper``.
     """
     with torch.no_grad():
         log_p, _ = _table(model, parameters)
@@ -51,11 +53,11 @@ def enumerated(model: LatentModel, parameters: Parameters, target: Target) -> tu
         if target.name == "forward_kl":
             posterior = log_p.log_softmax(0).detach()
             return (posterior.exp() * (log_q - posterior)).sum(0).mean()
-        if target.name == "tvo":
-            return _thermodynamic(log_w, log_q, int(target.setting or 1)).mean()
+        if target.name in RIEMANN:
+            return _thermodynamic(log_w, log_q, int(target.setting or 1), RIEMANN[target.name]).mean()
         raise KeyError(target.name)
 
-    if defined is None and target.name not in ("log_marginal", "forward_kl", "tvo"):
+    if defined is None and target.name not in ("log_marginal", "forward_kl", *RIEMANN):
         return None
     return _differentiated(value, parameters)
 
@@ -147,10 +149,10 @@ def _table(model: LatentModel, parameters: Parameters) -> tuple[Tensor, Tensor]:
     return model.log_joint(parameters["theta"], z), guide.log_prob(z)
 
 
-def _thermodynamic(log_w: Tensor, log_q: Tensor, intervals: int) -> Tensor:
-    """Left Riemann sum of the thermodynamic integral, over equal intervals of beta."""
+def _thermodynamic(log_w: Tensor, log_q: Tensor, intervals: int, first: int) -> Tensor:
+    """Riemann sum of the thermodynamic integral over equal intervals of beta, at their left ends (0) or right ones (1)."""
     total = torch.zeros_like(log_w[0])
-    for step in range(intervals):
+    for step in range(first, first + intervals):
         power = (log_q + step / intervals * log_w).log_softmax(0).exp()
         total = total + (power * log_w).sum(0) / intervals
     return total

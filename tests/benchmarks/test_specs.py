@@ -47,6 +47,7 @@ def test_round_trip(widget):
 def test_parse():
     assert parse("name") == ("name", {})
     assert parse("a-1[x= 2 ,y=b=c,]") == ("a-1", {"x": "2", "y": "b=c"})
+    assert parse("a[x=b[y=1,z=c[d=2]],w=3]") == ("a", {"x": "b[y=1,z=c[d=2]]", "w": "3"})
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,9 @@ def test_parse():
         ("a[=1]", "write parameter=value"),
         ("a[x=]", "write parameter=value"),
         ("a[x=1,x=2]", "'x' is given twice"),
+        ("a[x=b[y=1]", "write name or name[parameter=value,...]"),
+        ("a[x=b[y=1]]]", "write name or name[parameter=value,...]"),
+        ("a[x=1][y=2]", "write name or name[parameter=value,...]"),
     ],
 )
 def test_parse_errors_name_the_text(text, part):

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from expected import SAMPLED
 
 import estimators
 from benchmarks.bias_matrix import UNBIASED, row
 
-SAMPLED = {
-    # noise of their own, or of more numbers than quadrature sums over: their own tests and `gradest check` speak for them
-    "optimal-control-variate", "measure-valued", "ovis-mc", "sumo", "multilevel-russian-roulette",
-    "multilevel-single-sample", "multilevel-tvo", "unbiased-reweighted-wake-sleep", "sleep-phi", "insomnia",
-    "without-replacement", "unordered-set", "rao-blackwellised", "antithetic", "sobol", "stratified",
-    "rebar", "relax", "gumbel-softmax", "straight-through", "straight-through-gumbel",
-}  # fmt: skip
 COINCIDENCES = {
     # two groups of one sample: the bound of a group is the ELBO
     ("miwae", "theta", "elbo"), ("miwae", "phi", "elbo"), ("piwae", "phi", "elbo"),

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from expected import EXIT
 from torch.func import vmap
 
 import estimators
@@ -207,26 +208,6 @@ def test_multilevel_is_unbiased_for_log_p_where_its_variance_exists(name):
     assert exit_code(found) == 0, [str(each.finding) for each in found]
 
 
-EXPECTED = {
-    # by design: the positive controls
-    "iwae-stl": 1,
-    "jackknife": 1,
-    "reweighted-wake-sleep": 1,
-    "reweighted-wake-sleep-dreg": 1,
-    "dreg-alpha": 1,
-    "insomnia": 1,
-    "tvo": 1,
-    "straight-through": 1,
-    "straight-through-gumbel": 1,
-    # declared infinite variance: refused, neither passed nor failed
-    "sumo": 3,
-    # finite variance in theory wherever rho > 0.62, but two of the panel's problems stand too near that for any draw to show
-    "multilevel-russian-roulette": 3,
-    "multilevel-single-sample": 3,
-    "unbiased-reweighted-wake-sleep": 3,
-}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_unbiased_for_what_it_declares_or_comes_out_as_it_says(name):
     """`gradest check` on the whole panel. False alarms: 1e-9 a check, five problems, so below 1e-7 for this test."""
@@ -234,7 +215,7 @@ def test_it_is_unbiased_for_what_it_declares_or_comes_out_as_it_says(name):
     problems = [registry.problem(each) for each in PANEL]
     estimator = estimators.REGISTRY[name](num_samples=estimators.REGISTRY[name].usual_num_samples())
     found = check(estimator, problems, override=None, seed=1, max_draws=2_000_000)
-    assert exit_code(found) == EXPECTED.get(name, 0), [str(each.finding) for each in found]
+    assert exit_code(found) == EXIT.get(name, 0), [str(each.finding) for each in found]
 
 
 @pytest.mark.parametrize(

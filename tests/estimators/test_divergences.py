@@ -181,10 +181,13 @@ def test_tail_adaptive_multiplies_path_derivatives():
         torch.testing.assert_close(ours, theirs)
 
 
-def covariance_gradient(log_p, log_q, intervals, correction):
-    """A scalar whose gradient is the covariance gradient of the left Riemann sum: E[grad f] + c Cov(grad log pi, f)."""
+SIDES = pytest.mark.parametrize("kind", [estimators.TVO, estimators.EvidenceUpperBound], ids=lambda kind: kind.name)
+
+
+def covariance_gradient(log_p, log_q, intervals, correction, first):
+    """A scalar whose gradient is the covariance gradient of a Riemann sum: E[grad f] + c Cov(grad log pi, f)."""
     total = 0.0
-    for step in range(intervals):
+    for step in range(first, first + intervals):
         beta = step / intervals
         log_pi = (1 - beta) * log_q + beta * log_p
         f = log_p - log_q
@@ -197,18 +200,19 @@ def covariance_gradient(log_p, log_q, intervals, correction):
 
 @pytest.mark.parametrize("problem", [POINTS[0], LinearGaussian(dim=2, data_dim=3, points=2, seed=1), DISCRETE[1]],
                          ids=lambda p: p.name)  # fmt: skip
+@SIDES
 @pytest.mark.parametrize("intervals", [1, 4])
-def test_the_thermodynamic_gradient_against_autograd_of_its_formula(intervals, problem):
+def test_the_thermodynamic_gradient_against_autograd_of_its_formula(intervals, kind, problem):
     p = problem.parameters
     guide = problem.guide(p["phi"])
     noise = guide.noise((4,), torch.Generator().manual_seed(5))
     z = guide.transform(noise).detach()
     live = {block: {n: leaf.clone().requires_grad_() for n, leaf in p[block].items()} for block in p}
     log_p, log_q = problem.log_joint(live["theta"], z), problem.guide(live["phi"]).log_prob(z)
-    scalar = covariance_gradient(log_p, log_q, intervals, 4 / 3).mean()
+    scalar = covariance_gradient(log_p, log_q, intervals, 4 / 3, first=int(kind.upper)).mean()
     leaves = [leaf for block in live.values() for leaf in block.values()]
     expected = torch.autograd.grad(scalar, leaves)
-    got = estimators.TVO(num_samples=4, intervals=intervals).gradient(problem, p, noise)
+    got = kind(num_samples=4, intervals=intervals).gradient(problem, p, noise)
     for ours, theirs in zip([*got.theta.values(), *got.phi.values()], expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -223,8 +227,25 @@ def test_one_interval_is_the_leave_one_out_elbo():
     torch.testing.assert_close(one.value(log_w), other.value(log_w))
 
 
+def test_one_right_interval_is_the_evidence_upper_bound():
+    """log p(x) + KL(p(z | x) || q), whose phi-gradient is minus forward KL's; with T intervals the two sums close in on log p."""
+    for problem in DISCRETE:
+        log_p, kl = problem.exact(Target("log_marginal")), problem.exact(Target("forward_kl"))
+        found = problem.exact(Target("tvo_upper", setting=1))
+        assert found.value == pytest.approx(log_p.value - kl.value, abs=1e-12)
+        for name, leaf in kl.gradient["phi"].items():
+            torch.testing.assert_close(found.gradient["phi"][name], -leaf)
+        gaps = [
+            problem.exact(Target("tvo_upper", setting=T)).value - problem.exact(Target("tvo", setting=T)).value
+            for T in (1, 2, 4)
+        ]
+        # their difference is (E_p - E_q) log w / T
+        assert gaps == pytest.approx([gaps[0], gaps[0] / 2, gaps[0] / 4], rel=1e-9) and gaps[0] > 0
+
+
+@SIDES
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_bias_of_the_thermodynamic_objective_falls_as_one_over_k(seed):
+def test_the_bias_of_the_thermodynamic_objective_falls_as_one_over_k(seed, kind):
     """Exact on two states for any K: value and gradient come from the number of samples in each state alone."""
     problem = SigmoidBeliefNet(dim=1, data_dim=3, seed=seed)
     p = problem.parameters
@@ -232,14 +253,14 @@ def test_the_bias_of_the_thermodynamic_objective_falls_as_one_over_k(seed):
     score = torch.func.jacrev(lambda phi: problem.guide(phi).log_prob(states))(p["phi"])["logits"].reshape(2)
     log_q = problem.guide(p["phi"]).log_prob(states)[:, 0]
     log_w = problem.log_joint(p["theta"], states)[:, 0] - log_q
-    exact = problem.exact(Target("tvo", setting=5))
+    exact = problem.exact(Target(kind(intervals=5).targets["phi"].name, setting=5))
     truth = torch.tensor([exact.value, float(exact.gradient["phi"]["logits"])], dtype=torch.float64)
     errors = []
     for K in (64, 128, 256):
         n = torch.arange(K + 1)
         law = torch.distributions.Binomial(K, probs=log_q[1].exp()).log_prob(n.double()).exp()
         upper = torch.arange(K)[:, None] < n
-        estimator, drawn = estimators.TVO(num_samples=K, intervals=5), torch.where(upper, log_w[1], log_w[0])
+        estimator, drawn = kind(num_samples=K, intervals=5), torch.where(upper, log_w[1], log_w[0])
         phi = (estimator.weights(drawn).score * torch.where(upper, score[1], score[0])).sum(0)
         errors.append(torch.stack([(law * estimator.value(drawn)).sum(), (law * phi).sum()]) - truth)
     for one, half in itertools.pairwise(errors):
@@ -253,6 +274,7 @@ def test_the_bias_of_the_thermodynamic_objective_falls_as_one_over_k(seed):
         ("f-divergence", {"divergence": "total"}, "jensen-shannon"),
         ("f-divergence-score", {"divergence": "x"}, "hellinger"),
         ("tvo", {"intervals": 0}, "intervals >= 1"),
+        ("evidence-upper-bound", {"intervals": 0}, "intervals >= 1"),
         ("multilevel-tvo", {"intervals": 0}, "intervals >= 1"),
     ],
 )

@@ -15,7 +15,8 @@ import torch
 import estimators
 from benchmarks import cost
 from benchmarks.problems import Gaussian1D, LinearGaussian, SigmoidBeliefNet
-from benchmarks.registry import Registry
+from benchmarks.registry import Registry, estimator_spec
+from benchmarks.specs import SpecError
 from estimators import BLOCKS, Antithetic, Refusal, Sobol, Stratified, Target
 from estimators.contract import Draw
 from estimators.quadrature import exact_expectation, gauss_hermite, gauss_legendre, product
@@ -187,6 +188,43 @@ def test_the_cost_is_that_of_all_copies(scheme):
     one = cost.count(estimators.Reparameterization(3), problem, problem.parameters, torch.Generator().manual_seed(0))
     assert ours.evaluations_per_gradient == scheme.size * one.evaluations_per_gradient == scheme.size * 6
     assert ours.flops_per_gradient >= scheme.size * one.flops_per_gradient
+
+
+def test_the_wrapped_one_has_its_own_settings():
+    """As an estimator in Python, in brackets on the command line: one meaning, one canonical text, and its own weights."""
+    made = Registry().estimator("sobol[of=renyi[alpha=0.3],copies=4]", 2)
+    assert made == Sobol(num_samples=2, of=estimators.Renyi(5, alpha=0.3), copies=4)  # K is the scheme's
+    assert made.wrapped == estimators.Renyi(2, alpha=0.3) and made.targets["phi"] == Target("renyi", 2, setting=0.3)
+    assert estimator_spec(made) == "sobol[of=renyi[alpha=0.3],copies=4]"
+    assert Registry().estimator(estimator_spec(made), 2) == made
+    assert made != Sobol(num_samples=2, of="renyi", copies=4)
+    assert replace(made, num_samples=3).wrapped == estimators.Renyi(3, alpha=0.3)
+    problem = POINTS[0]
+    noise = made.draws(problem.guide(problem.parameters["phi"]), 1, torch.Generator().manual_seed(0))[0].noise[0]
+    own = [estimators.Renyi(2, alpha=0.3).gradient(problem, problem.parameters, each) for each in noise]
+    mean = made.gradient(problem, problem.parameters, noise)
+    torch.testing.assert_close(mean.phi["loc"], torch.stack([each.phi["loc"] for each in own]).mean(0))
+    registry = Registry()
+    assert registry.version(Antithetic(of="jackknife", num_samples=3)) == "1 of " + estimators.Jackknife.version
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("antithetic[of=renyi[alpha=0.3]", "cannot read"),
+        ("antithetic[of=renyi[alpha=0.3]]]", "cannot read"),
+        ("antithetic[of=nobody]", "no estimator 'nobody'"),
+        ("antithetic[of=renyi[beta=0.3]]", "renyi has no parameter 'beta'"),
+        ("antithetic[of=renyi[alpha=x]]", "takes a finite number, not 'x'"),
+        ("antithetic[of=vimco[num_samples=3]]", "give the number of samples by --num-samples"),
+        ("antithetic[of=antithetic[of=iwae]]", "one scheme at a time"),
+        ("antithetic[of=vimco[baseline=none]]", "antithetic of vimco|vimco takes baseline"),
+    ],
+)
+def test_settings_of_the_wrapped_one_that_cannot_be(spec, words):
+    with pytest.raises((SpecError, Refusal), match=words) as caught:
+        Registry().estimator(spec, 2)
+    assert "\n" not in str(caught.value)
 
 
 def test_its_declarations_are_those_of_the_wrapped_one():
