@@ -22,6 +22,7 @@ import psutil
 
 from . import quiet, records, worker
 from .local import DiskProblem, Local, WorkerDied
+from .privacy import private
 from .records import Cell, Record
 from .specs import SpecError
 
@@ -119,7 +120,7 @@ def failed(job: Job, cell: Cell, problem: BaseException) -> Record:
     elif isinstance(problem, WorkerDied):
         facts = {"status": "killed", "reason": str(problem)}
     else:
-        facts = {"status": "error", "reason": str(problem)[: worker.REASON]}
+        facts = {"status": "error", "reason": private(str(problem)[: worker.REASON])}
     record = Record(id=cell.id, cell=cell, **facts)  # type: ignore[arg-type]
     with writing():
         records.write_cell(Path(job.folder), record)

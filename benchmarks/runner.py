@@ -19,6 +19,7 @@ from typing import Any
 
 from . import environment, executors, records
 from .executors import ExecutorLost, Job, StoreError, usable_cores, writing
+from .privacy import private
 from .records import Cell, Cost, Manifest, Record
 from .registry import Registry
 from .worker import keep_freed_memory
@@ -62,7 +63,7 @@ def open_run(
                 old = []  # the records themselves say what they are; the manifest is written anew
         manifest = Manifest(
             name=folder.name.encode("utf-8", "replace").decode(),
-            command=command.encode("utf-8", "replace").decode(),
+            command=private(command.encode("utf-8", "replace").decode()),
             started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             commit=commit,
             dirty=dirty,

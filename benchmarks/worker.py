@@ -29,6 +29,7 @@ import torch
 
 from . import quiet, records
 from .measure import run_cell
+from .privacy import private
 from .records import Cell, Record
 from .registry import Registry
 
@@ -189,7 +190,8 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
         found |= {"status": "error", "reason": "; ".join(wrong), "blocks": [], "cost": {}}
     elif found["status"] == "error" and _MEMORY is not None and NO_MEMORY.search(found["reason"]):
         found["reason"] = f"{found['reason'][:REASON]}; a worker may take {_MEMORY / 2**30:.3g} GiB (--memory)"
-    found |= {"reason": text(found["reason"], 2 * REASON), "traceback": text(found["traceback"], TRACEBACK)}
+    lengths = {"reason": 2 * REASON, "traceback": TRACEBACK}
+    found |= {name: text(private(found[name][: 4 * length]), length) for name, length in lengths.items()}
     record = Record.model_validate(found)
     records.write_cell(Path(folder), record)
     return record.model_dump(mode="json")

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import cli, records
-from benchmarks.records import Cell, Record
+from benchmarks.records import Cell, Manifest, Record
 
 NAMES = ["gaussian-1d", "linear-gaussian", "rainforth", "gaussian-*", "*", "!*", "nope", "gaussian-1d[loc=1]", ""]
 ESTIMATORS = ["iwae", "dreg", "sumo", "miwae[groups=2]", "leave-one-out", "!iwae", "iw?e", "iwae[x=1]", "[", "iwae["]
@@ -147,9 +147,12 @@ CELL = Cell(problem="p", estimator="e", num_samples=1, replicates=2, seed=0)
 RECORD = Record(id=CELL.id, cell=CELL, status="ok").model_dump(mode="json")
 
 
-def spoilt(changes):
+MANIFEST = Manifest(name="m", command="c", started="s").model_dump(mode="json")
+
+
+def spoilt(changes, body=RECORD):
     """A record with some of its fields replaced, under a checksum that fits where there can be one."""
-    body = {**RECORD, **changes}
+    body = {**body, **changes}
     try:
         return json.dumps({**body, "checksum": records._checksum(body)}).encode()
     except ValueError:
@@ -163,14 +166,65 @@ stored = st.one_of(
 )
 
 
-@options(500)
-@given(content=stored)
-def test_records(content, tmp_path):
+def check_records(examples, folder):
     """What is read is a record of that cell, or is named among the unreadable; by the index as in full."""
-    (tmp_path / "cells").mkdir(exist_ok=True)
-    (tmp_path / "cells" / f"{CELL.id}.json").write_bytes(content)
-    found, unreadable = records.read_cells(tmp_path)
-    assert len(found) + len(unreadable) == 1 and all(record.id == CELL.id for record in found.values())
-    short = records.summary(tmp_path)
-    assert short.unreadable == unreadable
-    assert short.cells == {id: (record.status, record.seconds) for id, record in found.items()}
+    (folder / "cells").mkdir()
+    believed = set()
+
+    @options(examples)
+    @given(content=stored)
+    def each(content):
+        (folder / "cells" / f"{CELL.id}.json").write_bytes(content)
+        found, unreadable = records.read_cells(folder)
+        assert len(found) + len(unreadable) == 1 and all(record.id == CELL.id for record in found.values())
+        short = records.summary(folder)
+        assert short.unreadable == unreadable
+        assert short.cells == {id: (record.status, record.seconds) for id, record in found.items()}
+        believed.add(len(found))
+
+    each()
+    assert believed == {0, 1}  # else nothing would be shown
+
+
+def test_records(tmp_path):
+    check_records(500, tmp_path)
+
+
+@pytest.mark.long
+def test_many_records(tmp_path):
+    check_records(50_000, tmp_path)
+
+
+manifests = st.one_of(
+    st.binary(max_size=200),
+    st.builds(lambda value: json.dumps(value).encode(), anything),
+    st.builds(
+        lambda changes: spoilt(changes, MANIFEST), st.dictionaries(st.sampled_from([*MANIFEST, "surplus"]), anything)
+    ),
+)
+
+
+def check_manifests(examples, folder, monkeypatch, capsys):
+    """``gradest status`` of a folder with any manifest: numbers, or one line and exit 2."""
+    codes = set()
+
+    @options(examples)
+    @given(content=manifests)
+    def each(content):
+        (folder / "manifest.json").write_bytes(content)
+        code, out, err = run("status", str(folder), monkeypatch=monkeypatch, capsys=capsys)
+        assert code in (0, 2) and (code == 0) == out.startswith("ok 0")
+        assert code == 0 or (not out and err.startswith("gradest: ") and len(err.splitlines()) == 1), err
+        codes.add(code)
+
+    each()
+    assert codes == {0, 2}
+
+
+def test_manifests(tmp_path, monkeypatch, capsys):
+    check_manifests(200, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.long
+def test_many_manifests(tmp_path, monkeypatch, capsys):
+    check_manifests(50_000, tmp_path, monkeypatch, capsys)
