@@ -29,6 +29,8 @@ SEEABLE = 0.25
 """A block passes only if a bias of this part of the reference gradient would have been seen with probability 0.99."""
 FEW = 10_000
 """Blocks with more coordinates than this are tested along their directions alone."""
+GROUPS = 16
+"""Means of which a median is taken where there is no variance."""
 Z95 = float(stats.norm.isf(0.025))
 
 
@@ -70,12 +72,18 @@ def summarize(
     # An objective in nats and parameters of a natural scale: sums of terms of order one, or of the order of the result.
     rounding = resolution * max(1.0, mean_norm, float(truth.gradient.norm()) if truth else 0.0)
     still = math.sqrt(V) <= rounding  # every estimate is the same number: no tail, no shape, no signal-to-noise ratio
-    khat = None if still else tail_index(moments)
-    heavy = not declared_finite or (not still and _is_heavy(moments, khat))
-    numbers: dict[str, object] = {"mean_norm": mean_norm, "tail_index": khat, "variance_exists": not heavy}
+    khat, limits = (None, None) if still else tail_index(moments)
+    doubt = _doubt(moments, khat, limits, declared_finite, still)
+    heavy = bool(doubt)
+    numbers: dict[str, object] = {
+        "mean_norm": mean_norm,
+        "tail_index": khat,
+        "tail_index_interval": limits,
+        "variance_exists": not heavy,
+    }
     skewness, kurtosis = _shape(moments, rounding)
     if heavy:
-        numbers |= {"quantiles": _quantiles(moments)}
+        numbers |= {"quantiles": _quantiles(moments), "median_of_means": _median_of_means(moments)}
     elif still:
         V = 0.0
         numbers |= {"variance": V, "variance_interval": (0.0, rounding**2), "exact_variance": exact_variance}
@@ -92,7 +100,7 @@ def summarize(
     if truth is None:
         verdict: tuple[Verdict, str] = ("NO_REFERENCE", "no target with a known gradient")
     else:
-        bias, verdict = _bias(moments, truth, V, heavy, rounding, skewness)
+        bias, verdict = _bias(moments, truth, V, doubt, rounding, skewness)
         numbers |= bias
         if not heavy:
             numbers["mse"] = V + float(bias["bias_norm"]) ** 2  # type: ignore[arg-type]
@@ -101,31 +109,60 @@ def summarize(
     return BlockResult(**common, replicates=R, verdict=verdict[0], verdict_reason=verdict[1], **numbers)  # type: ignore[arg-type]
 
 
-def tail_index(moments: BlockMoments) -> float | None:
-    """Generalised-Pareto shape k of the distance |gradient - centre|; the variance needs k < 1/2."""
+def tail_index(moments: BlockMoments) -> tuple[float | None, tuple[float, float] | None]:
+    """Generalised-Pareto shape k of the distance |gradient - centre|, and its interval; the variance needs k < 1/2.
+
+    The standard error is that of maximum likelihood, (1 + k) / sqrt(M) with M the number of largest values that are fitted
+    (Smith, 1987), for k > -1/2; what is below has a bounded tail and no interval.
+    """
     norms = moments.tail.first.sqrt().numpy()
     if len(norms) < 500:
-        return None
+        return None, None
     try:
         with np.errstate(divide="ignore", invalid="ignore"):
             khat = float(array_stats.pareto_khat(norms[None], r_eff=1.0, tail="right"))
     except ValueError:  # a tail of equal values has no shape
-        return None
-    return khat if math.isfinite(khat) else None
+        return None, None
+    if not math.isfinite(khat):
+        return None, None
+    fitted = min(len(norms) / 5, 3 * math.sqrt(len(norms)))
+    reach = Z95 * (1 + khat) / math.sqrt(fitted)
+    return khat, (khat - reach, khat + reach) if khat > -0.5 else None
 
 
-def _is_heavy(moments: BlockMoments, khat: float | None) -> bool:
-    """The gate of docs/statistics.md: a thousandth of the draws must not carry the sum of squares."""
-    if moments.tail.count < 1000:
-        return False
+def _doubt(
+    moments: BlockMoments, khat: float | None, limits: tuple[float, float] | None, declared: bool, still: bool
+) -> str:
+    """Why no variance is given, ``""`` where there is no reason: the gate of docs/statistics.md.
+
+    A thousandth of the draws must not carry the sum of squares; nor a fifth of it, unless the tail index is surely below 1/2.
+    """
+    if not declared:
+        return "the variance does not exist, by theory"
+    if still or moments.tail.count < 1000:
+        return ""
     share = moments.tail.share_of_largest()
-    return share > 0.5 or (share > 0.2 and khat is not None and khat > 0.5)
+    if not (share > 0.5 or (share > 0.2 and limits is not None and limits[1] > 0.5)):
+        return ""
+    shape = "" if limits is None else f", tail index {khat:.2f} [{limits[0]:.2f}, {limits[1]:.2f}]"
+    return f"that the variance exists is not established: a thousandth of the draws carry {share:.0%} of it{shape}"
 
 
 def _quantiles(moments: BlockMoments) -> dict[str, float]:
     """Quantiles of |gradient - centre| over the first replicates: what can be said where there is no variance."""
     norms = moments.tail.first.sqrt().numpy()
     return {f"{q:g}": float(np.quantile(norms, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)}
+
+
+def _median_of_means(moments: BlockMoments) -> float | None:
+    """The mean of |gradient - centre| as the median of :data:`GROUPS` means, which a heavy tail does not carry away.
+
+    References:
+        Lugosi & Mendelson (2019), section 2.1.
+    """
+    norms = moments.tail.first.sqrt().numpy()
+    size = len(norms) // GROUPS
+    return float(np.median(norms[: size * GROUPS].reshape(GROUPS, size).mean(1))) if size else None
 
 
 def _shape(moments: BlockMoments, rounding: float) -> tuple[float | None, float | None]:
@@ -188,7 +225,7 @@ def _signal_to_noise(moments: BlockMoments, mean_norm: float, V: float, V_error:
 
 
 def _bias(
-    moments: BlockMoments, truth: Truth, V: float, heavy: bool, rounding: float, skewness: float | None
+    moments: BlockMoments, truth: Truth, V: float, doubt: str, rounding: float, skewness: float | None
 ) -> tuple[dict[str, object], tuple[Verdict, str]]:
     """Bias and verdict against a reference.
 
@@ -213,8 +250,8 @@ def _bias(
         "reference_method": truth.method,
         "cosine": float(mean @ g) / (float(mean.norm()) * g_norm) if g_norm > 0 and float(mean.norm()) > 0 else None,
     }
-    if heavy:
-        return numbers | {"bias_norm": distance}, ("HEAVY_TAIL", "the variance does not exist: no z-score, no interval")
+    if doubt:
+        return numbers | {"bias_norm": distance}, ("HEAVY_TAIL", f"{doubt}; no z-score, no interval")
     numbers |= {
         "bias_norm": math.sqrt(max(distance**2 - noise, 0.0)),
         "bias_interval": (max(distance - spread, 0.0), distance + spread),

@@ -116,7 +116,9 @@ class BlockResult(_Plain):
     skewness: float | None = None
     kurtosis: float | None = None
     tail_index: float | None = None
+    tail_index_interval: tuple[float, float] | None = None
     quantiles: dict[str, float] | None = None
+    median_of_means: float | None = None
     cosine: float | None = None
 
 

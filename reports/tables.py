@@ -25,6 +25,7 @@ COLUMNS = [
     *["bias_norm", "bias_low", "bias_high", "bias_z", "verdict", "verdict_reason", "worst_direction"],
     *["detectable_bias", "variance", "variance_low", "variance_high", "variance_exists", "exact_variance"],
     *["snr", "snr_low", "snr_high", "snr_floor", "snr_slope_theory", "mse", "skewness", "kurtosis", "tail_index"],
+    *["tail_index_low", "tail_index_high", "median_of_means"],
     *["quantiles", "cosine", "seconds_per_gradient", "seconds_low", "seconds_high", "gradients_per_second"],
     *["evaluations_per_gradient", "flops_per_gradient", "peak_bytes", "chunk", "work_normalised_variance"],
     *["device", "dtype", "compiled", "status", "reason", "library", "counterpart", "family", "summary", "citations"],
@@ -38,7 +39,10 @@ _TEXT = {
     *["id", "run"],
 }
 _FLAGS = {"unbiased", "variance_exists", "compiled"}
-_INTERVALS = {"bias_interval": "bias", "variance_interval": "variance", "snr_interval": "snr"}
+_INTERVALS = {
+    **{"bias_interval": "bias", "variance_interval": "variance", "snr_interval": "snr"},
+    **{"tail_index_interval": "tail_index"},
+}
 
 
 @dataclass(frozen=True)

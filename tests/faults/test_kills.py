@@ -99,14 +99,14 @@ def test_kills_at_random_moments(gradest, uninterrupted, same, stored, workers_o
 
 
 @pytest.mark.long
-def test_two_hundred_kills(gradest, uninterrupted, same, stored, workers_of, until, tmp_path):
-    rng = random.Random(1)
-    for round_ in range(25):
-        folder = tmp_path / str(round_)
-        targets = rng.choices(["worker", "parent", "all"], weights=[6, 2, 2], k=8)
-        hits = disturb(gradest, workers_of, until, folder, targets, rng, longest=0.7)
-        assert all(hits.values())
-        before = ended(folder)
-        finish(gradest, folder)
-        assert before.items() <= ended(folder).items()
-        assert same(uninterrupted, folder) == len(stored(folder)) == 8
+@pytest.mark.parametrize("seed", range(1, 26))
+def test_two_hundred_kills(gradest, uninterrupted, same, stored, workers_of, until, tmp_path, seed):
+    """Eight kills each: of a worker, of the run, or of all of its processes."""
+    rng = random.Random(seed)
+    targets = rng.choices(["worker", "parent", "all"], weights=[6, 2, 2], k=8)
+    hits = disturb(gradest, workers_of, until, tmp_path, targets, rng, longest=0.7)
+    assert all(hits.values()) and sum(hits.values()) >= 8, hits
+    before = ended(tmp_path)
+    finish(gradest, tmp_path)
+    assert before.items() <= ended(tmp_path).items()
+    assert same(uninterrupted, tmp_path) == len(stored(tmp_path)) == 8
