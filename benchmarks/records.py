@@ -206,14 +206,14 @@ def pretty(data: Any) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-def _require_text(body: dict[str, Any]) -> None:
+def _require_text(canonical: str) -> None:
     """Refuse halves of characters, which JSON can spell and no file of text can hold (``UnicodeEncodeError``)."""
-    if "\\ud" in (text := canonical_json(body)):
-        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    if "\\ud" in canonical:
+        json.dumps(json.loads(canonical), ensure_ascii=False).encode()
 
 
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+def _checksum(canonical: str) -> str:
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> int:
@@ -247,8 +247,9 @@ def write(path: Path, record: BaseModel) -> None:
         ValueError: if it holds what JSON in UTF-8 cannot, such as NaN or half a character.
     """
     body = record.model_dump(mode="json")
-    _require_text(body)
-    inode = write_text(path, pretty({**body, "checksum": _checksum(body)}))
+    canonical = canonical_json(body)
+    _require_text(canonical)
+    inode = write_text(path, pretty({**body, "checksum": _checksum(canonical)}))
     if isinstance(record, Record) and path.parent.name == "cells":
         with suppress(OSError):  # without the line, the record itself is read
             stat = path.stat()
@@ -288,9 +289,10 @@ def read(path: Path, kind: type[R]) -> R:
     if version != SCHEMA_VERSION:
         raise RecordError(f"{path.name}: schema version {version!r}, this gradest reads {SCHEMA_VERSION}")
     try:
-        if stated != _checksum(body):
+        canonical = canonical_json(body)
+        if stated != _checksum(canonical):
             raise RecordError(f"{path.name}: the checksum does not match the content")
-        _require_text(body)
+        _require_text(canonical)
         return kind.model_validate(body)
     except ValidationError as problem:
         raise RecordError(f"{path.name}: {problem.error_count()} fields do not fit the schema") from problem

@@ -21,12 +21,13 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 from scipy import stats
 
 from . import looks
 from .labels import compared, labelled
 from .looks import MARKERS, prepared, safe, styled
-from .statistics import COSTS, Z95, pareto, sound
+from .statistics import COSTS, RANK, Z95, pareto, sound
 from .statistics import slopes as fitted_slopes
 from .wording import BLOCKS
 
@@ -52,7 +53,8 @@ def variance_against_cost(
     """
     means = prepared(means, problem=problem)
     blocks = looks.blocks(means)
-    means = means[means["block"].isin(blocks)]
+    wanted = {*RANK, *looks.LOOK, *costs, "verdict", "variance", "variance_low", "variance_high", "variance_exists"}
+    means = means.loc[means["block"].isin(blocks), [name for name in means if name in wanted]]
     if not blocks:
         return Figure()
     figure, grid = looks.panels(len(blocks), len(costs), means, size=(3.7, 3.0), extra=2, sharey=True)
@@ -114,9 +116,7 @@ def bias(blocks: pd.DataFrame, *, problem: str | None = None) -> Figure:
     """
     blocks = prepared(blocks, problem=problem, means=False)
     names = [name for name in blocks["label"].cat.categories if (blocks["label"] == name).any()]
-    figure = Figure(figsize=(9.2, 0.3 * len(names) + 2.2), layout="constrained")
-    figure.suptitle(looks.title(blocks))
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, left, right = looks.strips(names, looks.title(blocks))
     scored = blocks[blocks["bias_z"].notna()]
     wide = float(stats.norm.ppf(1 - 0.025 / max(1, len(scored))))
     left.axvspan(-wide, wide, color="#0173b2", alpha=0.10, linewidth=0)
@@ -137,14 +137,13 @@ def bias(blocks: pd.DataFrame, *, problem: str | None = None) -> Figure:
         )
     reach = max(6.0, 1.3 * float(scored["bias_z"].abs().max())) if len(scored) else 6.0
     left.set_xscale("symlog", linthresh=6.0, linscale=1.5)
+    left.xaxis.set_minor_locator(NullLocator())
     signed = bool((scored["bias_z"] < 0).any())
-    left.set(xlim=(-reach if signed else -0.3, reach), xlabel="z-score of the bias", yticks=range(len(names)))
+    left.set(xlim=(-reach if signed else -0.3, reach), xlabel="z-score of the bias")
     outer = [10.0**power for power in range(1, 12) if 10.0**power < reach][-5:]
     ticks = [*(-tick for tick in reversed(outer)), -4, -2, 0, 2, 4, *outer]
     ticks = [tick for tick in ticks if signed or tick >= 0]
     left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    left.set_yticklabels([safe(name) for name in names])
-    left.invert_yaxis()
     seen = blocks[(blocks["detectable_bias"] > 0) & (blocks["reference_norm"] > 0)]
     for block, marker in (("value", "s"), ("theta", "^"), ("phi", "o")):
         rows = seen[seen["block"] == block]
@@ -152,11 +151,13 @@ def bias(blocks: pd.DataFrame, *, problem: str | None = None) -> Figure:
         percent = 100 * rows["detectable_bias"] / rows["reference_norm"]
         right.plot(percent, y, marker, color="#333333", mfc="none", alpha=0.8, label=BLOCKS[block])
     right.set(xscale="log", xlabel="detectable bias, % of reference")
-    if not len(seen):
+    if len(seen):
+        looks.powers(right, "x")
+    else:
         looks.nothing(right)
     verdicts, _ = left.get_legend_handles_labels()
     marks, _ = right.get_legend_handles_labels()
-    figure.legend(handles=[*verdicts, *marks], loc="outside lower center", ncols=6)
+    figure.legend(handles=[*verdicts, *marks], loc="lower center", ncols=6)
     return figure
 
 
@@ -169,7 +170,8 @@ def snr_against_k(means: pd.DataFrame, slopes: pd.DataFrame | None = None, *, pr
     means = prepared(means, problem=problem)
     slopes = fitted_slopes(means) if slopes is None else slopes
     blocks = looks.blocks(means)
-    means = means[means["block"].isin(blocks)]
+    wanted = {*looks.LOOK, "block", "snr", "snr_low", "snr_high", "snr_floor", "variance_exists"}
+    means = means.loc[means["block"].isin(blocks), [name for name in means if name in wanted]]
     if not blocks:
         return Figure()
     figure, (grid, *_) = looks.panels(1, len(blocks), means, size=(3.7, 3.6), extra=3)

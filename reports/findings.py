@@ -11,16 +11,21 @@ from .wording import BLOCKS, interval, listing, number, plural
 
 
 def findings(
-    table: pd.DataFrame, means: pd.DataFrame, slopes: pd.DataFrame, beside: pd.DataFrame, names: dict[str, str]
+    table: pd.DataFrame,
+    every: pd.DataFrame,
+    means: pd.DataFrame,
+    slopes: pd.DataFrame,
+    beside: pd.DataFrame,
+    names: dict[str, str],
 ) -> list[tuple[str, list[str]]]:
     """Sentences that the numbers carry, most important first, each with the points under it.
 
-    ``table`` is :func:`reports.tables.frame`'s, ``means`` :func:`reports.statistics.over_seeds`' with a column
-    ``rank_group``, ``names`` the short title of each problem and estimator.
+    ``table`` is :func:`reports.tables.frame`'s and ``every`` :func:`reports.statistics.over_seeds`' of it; ``means`` has those
+    of them that the page shows, with a column ``rank_group``; ``names`` is the short title of each problem and estimator.
     """
     points = [(_counts(table), [])]
     if len(means):
-        points += [(_bias(means, names), []), _best(means, names), (_tails(means, names), []), _slopes(slopes, names)]
+        points += [(_bias(every, names), []), _best(means, names), (_tails(means, names), []), _slopes(slopes, names)]
         points += [(_beside(beside), [])]
     return [point for point in points if point[0]]
 
@@ -31,7 +36,7 @@ def _counts(table: pd.DataFrame) -> str:
     if not len(cells):
         return "No finished cell was found, so there is nothing to say about any estimator."
     done = cells[cells["status"] == "ok"]
-    text = f"{plural(len(cells), 'cell')} ended: {status.get('ok', 0)} measured"
+    text = f"{plural(len(cells), 'cell')} (problem, estimator, K and seed) ended: {status.get('ok', 0)} measured"
     others = [
         f"{status[name]} {name}" for name in ("refused", "error", "timeout", "killed", "nonfinite") if name in status
     ]
@@ -48,7 +53,9 @@ def _bias(means: pd.DataFrame, names: dict[str, str]) -> str:
     if not len(claimed):
         return ""
     passed = tally.get("PASS", 0)
-    text = f"Of {plural(len(claimed), 'block')} declared unbiased, {passed} passed"
+    text = (
+        f"Of {plural(len(claimed), 'block')} (value, gradient in θ, gradient in φ) declared unbiased, {passed} passed"
+    )
     rest = [f"{tally[name]} {name.lower().replace('_', ' ')}" for name in tally.index if name != "PASS"]
     text += (
         f" ({listing(rest)})." if rest else "."
@@ -58,8 +65,8 @@ def _bias(means: pd.DataFrame, names: dict[str, str]) -> str:
         worst = wrong.sort_values("bias_z", key=abs, ascending=False)
         text += (
             " Declared unbiased, yet found biased: "
-            + listing([_bias_phrase(row, names) for _, row in worst.iterrows()], 4)
-            + "."
+            + listing([_bias_phrase(row, names) for _, row in worst.head(4).iterrows()], 4)
+            + (f", and {len(worst) - 4} more." if len(worst) > 4 else ".")
         )
     declared = means[means["unbiased"].eq(False)]
     if len(declared):
@@ -79,7 +86,8 @@ def _bias_phrase(row: pd.Series, names: dict[str, str]) -> str:
 
 
 def _where(row: pd.Series, names: dict[str, str]) -> str:
-    return f"{names[row['estimator']]} at K = {row['num_samples']} on {names[row['problem']]}, {BLOCKS[row['block']]}"
+    estimator, problem = (names.get(row[one], row[one]) for one in ("estimator", "problem"))
+    return f"{estimator} at K = {row['num_samples']} on {problem}, {BLOCKS[row['block']]}"
 
 
 def _best(means: pd.DataFrame, names: dict[str, str]) -> tuple[str, list[str]]:

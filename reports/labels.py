@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
 from .statistics import beside, over_seeds, rank_groups
@@ -66,10 +68,13 @@ def _places(table: pd.DataFrame, labels: dict[tuple[object, ...], str]) -> dict[
             known[name] = family(kin, library)
     order = sorted(known, key=lambda name: (known[name] == "other", _foreign(known[name]), known[name], name))
     kins = list(dict.fromkeys(known[name] for name in order))
+    number = {kin: code for code, kin in enumerate(kins)}
+    members: Counter[str] = Counter()
     place: dict[str, tuple[int, int]] = {}
     for name in order:
-        kin = kins.index(known[name])
-        place[name] = (kin, sum(1 for hue, _ in place.values() if hue == kin))
+        kin = known[name]
+        place[name] = (number[kin], members[kin])
+        members[kin] += 1
     return place
 
 

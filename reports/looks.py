@@ -19,6 +19,8 @@ from .labels import labelled
 from .wording import number
 
 MARKERS = "osD^vP<X>phd8*"
+LOOK = ["run", "problem", "title", "estimator", "label", "hue", "mark", "num_samples"]
+"""Columns by which a series is told from another, and looks as it does."""
 SMALL = 20
 """Entries beyond which a legend is in small print."""
 PALETTE: list[str] = [to_hex(colour) for colour in sns.color_palette("colorblind")]
@@ -100,6 +102,9 @@ def panels(
     figure = Figure(figsize=(width, height + below))
     total = height + below
     grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if sharey else False)
+    for axes in grid.flat:  # where labels go, rather than measured from every tick each time a file is written
+        axes.xaxis.set_label_coords(0.5, -0.3 / size[1])
+        axes.yaxis.set_label_coords(-0.6 / size[0], 0.5)
     figure.subplots_adjust(
         left=0.8 / width,
         right=1 - 0.15 / width,
@@ -139,9 +144,9 @@ def error_bars(axes: Axes, x: str, y: str, prefix: str, drawn: Sequence[tuple[di
     """95 % intervals of several series at once."""
     if not drawn:
         return
-    rows = pd.concat([rows[[x, y, f"{prefix}_low", f"{prefix}_high"]] for _, rows in drawn]).to_numpy(dtype=float)
+    names = (x, y, f"{prefix}_low", f"{prefix}_high")
+    at, value, low, high = (np.concatenate([rows[name].to_numpy(dtype=float) for _, rows in drawn]) for name in names)
     colours = np.array([style["color"] for style, each in drawn for _ in range(len(each))])
-    at, value, low, high = rows.T
     # A lower end at or below zero has no place on a log axis; no interval, no bar.
     low = np.maximum(np.minimum(np.nan_to_num(low, nan=np.inf), value), 0.001 * np.abs(value))
     high = np.maximum(np.nan_to_num(high, nan=-np.inf), value)
@@ -158,21 +163,34 @@ def blocks(table: pd.DataFrame) -> list[str]:
     return [block for block in ("phi", "theta") if (table["block"] == block).any()]
 
 
-def powers(axes: Axes, least: float = 20.0) -> None:
-    """Plain ticks at round numbers on both logarithmic axes, which span at least this factor."""
-    for axis, limits, put in (
-        (axes.xaxis, axes.get_xlim(), axes.set_xlim),
-        (axes.yaxis, axes.get_ylim(), axes.set_ylim),
-    ):
+def powers(axes: Axes, which: str = "xy", least: float = 20.0) -> None:
+    """Plain ticks at round numbers on logarithmic axes, which span at least this factor."""
+    for name in which:
+        limits = getattr(axes, f"get_{name}lim")()
         room = max(1.0, (least / (limits[1] / limits[0])) ** 0.5)
-        low, high = put(limits[0] / room, limits[1] * room)
+        low, high = getattr(axes, f"set_{name}lim")(limits[0] / room, limits[1] * room)
         exponents = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
         steps = [1.0] if len(exponents) > 2 else [1.0, 3.0]
         ticks = [step * 10.0**power for power in [exponents[0] - 1, *exponents] for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
         ticks = ticks[:: max(1, -(-len(ticks) // 7))]
-        axis.set_ticks(ticks, [number(tick, 1) for tick in ticks])
+        getattr(axes, f"{name}axis").set_ticks(ticks, [number(tick, 1) for tick in ticks])
     axes.minorticks_off()
+
+
+def strips(names: Sequence[str], title: str, below: float = 0.9) -> tuple[Figure, Axes, Axes]:
+    """Two panels side by side with a row for each name, the first above, and room for a legend below."""
+    height = 0.3 * len(names) + 0.7 + 0.5 + below
+    figure = Figure(figsize=(9.2, height))
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2, sharey=True)
+    longest = min(0.45, (0.25 + 0.075 * max((len(name) for name in names), default=0)) / 9.2)
+    figure.subplots_adjust(left=longest, right=0.985, top=1 - 0.5 / height, bottom=(below + 0.1) / height, wspace=0.04)
+    left.set_yticks(range(len(names)), [safe(name) for name in names])
+    left.set_ylim(len(names) - 0.4, -0.6)
+    for axes in (left, right):
+        axes.xaxis.set_label_coords(0.5, -0.35 / (height - 0.5 - below))
+    return figure, left, right
 
 
 def whole_k(axes: Axes, rows: pd.DataFrame) -> None:

@@ -296,22 +296,31 @@ def pyro_rows(pairs: pd.DataFrame) -> Table:
     return Table("Pyro beside ours", head, rows)
 
 
-def failures(runs: Sequence[Run], problems: dict[str, str], estimators: dict[str, str]) -> list[dict[str, Any]]:
-    """Cells that did not finish, as the page lists them."""
+FAILURES = 200
+"""Failures that are listed one by one."""
+
+
+def failures(runs: Sequence[Run], names: dict[str, str]) -> list[dict[str, Any]]:
+    """Cells that did not finish, as the page lists them: refusals last, two hundred at most."""
+    listed = []
+    for run in runs:
+        lost = run.cells
+        lost = lost[lost["status"] != "ok"]
+        lost = lost.assign(refused=lost["status"] == "refused").sort_values(["refused", "problem", "id"])
+        listed += [(run, row) for row in lost.head(FAILURES).to_dict(orient="records")]
+    listed.sort(key=lambda pair: pair[1]["refused"])
     return [
         {
-            "problem": problems[record.cell.problem],
-            "estimator": estimators[record.cell.estimator],
-            "specification": f"{record.cell.estimator} on {record.cell.problem}",
-            "cell": f"K = {record.cell.num_samples}, seed {record.cell.seed}",
-            "id": record.id,
-            "status": record.status,
-            "reason": record.reason,
-            "traceback": record.traceback,
+            "problem": names.get(row["problem"], row["problem"]),
+            "estimator": names.get(row["estimator"], row["estimator"]),
+            "specification": f"{row['estimator']} on {row['problem']}",
+            "cell": f"K = {row['num_samples']}, seed {row['seed']}",
+            "id": row["id"],
+            "status": row["status"],
+            "reason": row["reason"],
+            "traceback": run.tracebacks.get(row["id"], ""),
         }
-        for run in runs
-        for record in sorted(run.records.values(), key=lambda one: (one.status == "refused", one.cell.problem, one.id))
-        if record.status != "ok"
+        for run, row in listed[:FAILURES]
     ]
 
 

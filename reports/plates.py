@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -35,22 +35,36 @@ figure.savefig("{name}.pdf")
 class Plate:
     """A figure on the page.
 
-    ``spare``: when its drawing may be left out of a file that grew too large. 0: never; 1: first, because others say
-    more; 2: after the CSVs; 3: last of all.
+    ``spare``: whether a file that grows too large does without its drawing. 0: never; 1: first, because others say more; 2: after
+    the CSVs; 3: last of all.
     """
 
     name: str
-    drawing: str
     caption: str
     alt: str
+    script: str
+    spare: int
+    prefix: str
+    draw: Callable[[], Figure]
+    data: pd.DataFrame
+    figure: Figure | None = None
+    drawing: str = ""
     pdf: str = ""
     csv: str = ""
-    script: str = ""
-    spare: int = 0
+
+    def drawn(self) -> int:
+        """Draw it, and say how many bytes that takes."""
+        self.figure = self.draw()
+        settle(self.figure)
+        self.drawing = Markup(svg(self.figure, self.prefix))
+        return len(self.drawing)
 
 
 class Plates:
-    """Draws figures and keeps them, so that the heaviest parts can be left out of a file that grew too large."""
+    """The figures of a page, drawn in the order of what they say, until the page is as large as it may be.
+
+    Nothing is drawn or written only to be left out. ``dropped`` counts what is not there.
+    """
 
     def __init__(self, runs: list[str]) -> None:
         self.runs = ", ".join(repr(run) for run in runs)
@@ -68,38 +82,61 @@ class Plates:
         call: str = "",
         spare: int = 0,
     ) -> Plate:
-        """Draw a figure. ``call`` is what draws it from ``table``, as :data:`SCRIPT` has it."""
-        figure = draw()
-        settle(figure)
+        """A figure that is to be drawn. ``call`` is what draws it from ``table``, as :data:`SCRIPT` has it."""
         columns = [column for column in PLOTTED.get(kind, list(data.columns)) if column in data]
-        plate = Plate(
-            name=name,
-            drawing=Markup(svg(figure, f"f{len(self.all)}")),
-            caption=caption,
-            alt=alt,
-            pdf=data_uri(pdf(figure), "application/pdf"),
-            csv=data_uri(to_csv(data[columns].drop_duplicates()).encode("utf-8", "replace"), "text/csv"),
-            script=SCRIPT.format(runs=self.runs, call=call, name=name) if call else "",
-            spare=spare,
-        )
+        script = SCRIPT.format(runs=self.runs, call=call, name=name) if call else ""
+        plate = Plate(name, caption, alt, script, spare, f"f{len(self.all)}", draw, data[columns])
         self.all.append(plate)
         return plate
 
-    def lighten(self, excess: int, last: bool = False) -> int:
-        """Leave out the heaviest parts until nothing is too much; return what still is.
+    def draw_what_must_be(self) -> int:
+        """The drawings without which the page says less; gives their bytes."""
+        return sum(plate.drawn() for plate in self.all if plate.spare in (0, 3))
 
-        PDFs first, then drawings that can be spared and CSVs; with ``last``, whatever may go at all.
-        """
-        order = [("drawing", 3)] if last else [("pdf", 0), ("drawing", 1), ("csv", 0), ("drawing", 2)]
-        for part, spare in order:
-            known = [one for one in self.all if getattr(one, part) and (part != "drawing" or one.spare == spare)]
-            for plate in sorted(known, key=lambda one: -len(getattr(one, part))):
-                if excess <= 0:
-                    return excess
-                excess -= len(getattr(plate, part))
-                setattr(plate, part, "")
+    def fill(self, room: int) -> None:
+        """Into so many bytes: drawings that can be spared, CSVs, further drawings, PDFs; where there is none, less."""
+        for plate in sorted(self.all, key=lambda one: -len(one.drawing)):
+            if room < 0 and plate.spare == 3 and plate.drawing:
+                room += len(plate.drawing)
+                plate.drawing, plate.figure = "", None
                 self.dropped += 1
-        return excess
+        room = self._draw(2, room)
+        room = self._enclose("csv", _csv, self.all, room)
+        room = self._draw(1, room)
+        known = [plate for plate in self.all if plate.figure is not None]
+        self.dropped += len(self.all) - len(known)
+        self._enclose("pdf", _pdf, sorted(known, key=lambda one: len(one.drawing)), room)
+
+    def _draw(self, spare: int, room: int) -> int:
+        """Up to the first that does not fit."""
+        left = [plate for plate in self.all if plate.spare == spare]
+        while left and room > 0 and room >= (size := left[0].drawn()):
+            room -= size
+            del left[0]
+        for plate in left:
+            plate.drawing, plate.figure = "", None
+        self.dropped += len(left)
+        return room
+
+    def _enclose(self, part: str, make: Callable[[Plate], str], plates: Sequence[Plate], room: int) -> int:
+        """Up to the first that does not fit."""
+        for place, plate in enumerate(plates):
+            made = make(plate) if room > 0 else ""
+            if room <= 0 or len(made) > room:
+                self.dropped += len(plates) - place
+                return room
+            room -= len(made)
+            setattr(plate, part, made)
+        return room
+
+
+def _csv(plate: Plate) -> str:
+    return data_uri(to_csv(plate.data.drop_duplicates()).encode("utf-8", "replace"), "text/csv")
+
+
+def _pdf(plate: Plate) -> str:
+    assert plate.figure is not None
+    return data_uri(pdf(plate.figure), "application/pdf")
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -18,21 +18,29 @@ from .interactive import cost_chart
 from .labels import compared, labelled
 from .opening import opening
 from .plates import Plate, Plates, data_uri
-from .statistics import COSTS, slopes
-from .tables import Run, curves, load, tabulate, to_csv, training_titles
+from .portion import portion
+from .statistics import COSTS, over_seeds, slopes
+from .tables import Run, curves, load, only, tabulate, to_csv, training_titles
 from .wording import BLOCKS, parts, plural
 
 LIMIT = 4_800_000
-"""Bytes that the file may have; beyond, figures lose their PDFs, drawings that others repeat, their CSVs, and tables rows."""
+"""Bytes that the file may have; beyond, figures have no PDFs, and lose drawings that others repeat, their CSVs, and tables rows."""
 
 
-def render(runs: Sequence[Path], output: Path) -> Path:
+def render(runs: Sequence[Path], output: Path, *, problems: Sequence[str] = (), estimators: Sequence[str] = ()) -> Path:
     """Write the report of some run folders, laid over each other, and return where it is.
 
-    The same records give the same file. Records that cannot be read are named in it; a folder that is not there raises
-    ``FileNotFoundError`` before anything is written.
+    The same records give the same file. Records that cannot be read are named in it. With ``problems`` or ``estimators``,
+    patterns of their specifications, it is of these alone.
+
+    Raises:
+        FileNotFoundError: if a folder is not there; nothing is written.
+        ValueError: if no record fits a pattern.
     """
-    found = [load(Path(run)) for run in runs]
+    found = [only(run, problems, estimators) for run in map(load, map(Path, runs))]
+    asked = [*problems, *estimators]
+    if asked and not any(len(run.rows) for run in found):
+        raise ValueError(f"no record fits {' and '.join(repr(pattern) for pattern in asked)}")
     html = document(found)
     write_text(Path(output), html)
     return Path(output)
@@ -40,7 +48,9 @@ def render(runs: Sequence[Path], output: Path) -> Path:
 
 def document(runs: Sequence[Run]) -> str:
     """The report as HTML text."""
-    table, means, names = labelled(tabulate(runs))
+    whole = tabulate(runs)
+    shown, rest = portion(whole)
+    table, means, names = labelled(shown)
     fits = slopes(means)
     pairs = compared(means, names)
     plates = Plates([run.name for run in runs])
@@ -56,7 +66,8 @@ def document(runs: Sequence[Run]) -> str:
         + ", ".join(dict.fromkeys(run.manifest.name if run.manifest else run.name for run in runs)),
         "runs": [_run(run) for run in runs],
         "opening": opening(means, names),
-        "findings": findings(table, means, fits, pairs, names),
+        "findings": findings(whole, over_seeds(whole) if rest else means, means, fits, pairs, names),
+        "rest": rest,
         "filters": page.filters(means, [(order[one["specification"]], one["title"]) for one in problems]),
         "problems": problems,
         "tails": page.tail_rows(means),
@@ -65,7 +76,8 @@ def document(runs: Sequence[Run]) -> str:
         "training_table": page.training_rows(runs, training),
         "pyro": _pyro(pairs, plates),
         "pyro_table": page.pyro_rows(pairs),
-        "failures": page.failures(runs, names, names),
+        "failures": page.failures(runs, names),
+        "failed": int((whole["status"] != "ok").sum()),
         "unreadable": [(run.name, file, why) for run in runs for file, why in sorted(run.unreadable.items())],
         "environment": _environment(runs),
         "bibliography": _bibliography(runs),
@@ -76,15 +88,12 @@ def document(runs: Sequence[Run]) -> str:
         "thinned": 0,
     }
     charts = {"cost-chart": chart} if chart else {}
-    html = paper.write("report.html", context, charts=charts)
-    excess = plates.lighten(len(html.encode()) - LIMIT)
-    if excess > 0:
+    size = len(paper.write("report.html", context, charts=charts).encode()) + plates.draw_what_must_be()
+    if size > LIMIT:
         context["thinned"] = page.thin(problems)
-        html = paper.write("report.html", context, charts=charts)
-        plates.lighten(len(html.encode()) - LIMIT, last=True)
-    if plates.dropped:
-        html = paper.write("report.html", context, charts=charts)
-    return html
+        size = len(paper.write("report.html", context, charts=charts).encode())
+    plates.fill(LIMIT - size)
+    return paper.write("report.html", context, charts=charts)
 
 
 def _stored(table: pd.DataFrame) -> list[str]:
@@ -206,15 +215,16 @@ def _training(runs: Sequence[Run], plates: Plates) -> Plate | None:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    status = pd.Series([record.status for record in run.records.values()], dtype=object).value_counts()
+    cells = run.cells
+    status = cells["status"].value_counts()
     planned = len(run.manifest.cells) if run.manifest else 0
     return {
         "name": run.name,
         "manifest": run.manifest,
         "status": ", ".join(f"{count} {name}" for name, count in sorted(status.items())) or "none",
         "planned": planned,
-        "left": len(set(run.manifest.cells) - set(run.records)) if run.manifest else 0,
-        "seconds": sum(record.seconds for record in run.records.values()),
+        "left": len(set(run.manifest.cells) - set(cells["id"])) if run.manifest else 0,
+        "seconds": float(cells["seconds"].sum()),
         "settings": sorted((run.manifest.settings if run.manifest else {}).items()),
     }
 
@@ -227,5 +237,5 @@ def _environment(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 def _bibliography(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Citation keys of exactly the records shown, with their BibTeX entries (empty where the manifest has none)."""
     entries = {key: text for run in runs if run.manifest for key, text in run.manifest.bibliography.items()}
-    cited = {key for run in runs for record in run.records.values() for key in record.citations}
+    cited = {key for run in runs for text in run.rows["citations"].unique() for key in text.split()}
     return [(key, entries.get(key, "").strip()) for key in sorted(cited)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 
-from benchmarks.records import BlockResult, Manifest, Record, RecordError, TrainingRecord, read, read_cells
+from benchmarks.records import BlockResult, Manifest, Record, RecordError, TrainingRecord, each_cell, read
 
 from .wording import parts, titles
 
@@ -43,19 +45,34 @@ _INTERVALS = {
     **{"bias_interval": "bias", "variance_interval": "variance", "snr_interval": "snr"},
     **{"tail_index_interval": "tail_index"},
 }
+_STORED = [column for column in COLUMNS if column not in ("run", "work_normalised_variance")]
+PIECE = 10_000
+"""Rows that are held as Python objects at a time; a hundred thousand cells would take gigabytes."""
+TRACEBACKS = 200
+"""Failures whose traceback is kept."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder as it was found. What could not be read is named in ``unreadable``, file name to reason."""
+    """One run folder as it was found.
+
+    ``rows`` is :func:`frame`'s table but for the column ``run``, ``tracebacks`` those of the first two hundred failures by cell
+    id. What could not be read is named in ``unreadable``, file name to reason.
+    """
 
     name: str
     path: Path
     manifest: Manifest | None
     environment: dict[str, Any]
-    records: dict[str, Record]
+    rows: pd.DataFrame
+    tracebacks: dict[str, str] = field(default_factory=dict)
     trainings: list[TrainingRecord] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The first row of each cell: what holds for all its blocks."""
+        return self.rows.drop_duplicates("id")
 
 
 def load(path: Path) -> Run:
@@ -67,7 +84,9 @@ def load(path: Path) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such run folder")
-    records, unreadable = read_cells(path)
+    unreadable: dict[str, str] = {}
+    tracebacks: dict[str, str] = {}
+    rows = _rows(each_cell(path, unreadable), tracebacks)
     manifest, environment = None, {}
     if (path / "manifest.json").exists():
         try:
@@ -87,7 +106,28 @@ def load(path: Path) -> Run:
             trainings.append(read(file, TrainingRecord))
         except RecordError as problem:
             unreadable[f"training/{file.name}"] = str(problem)
-    return Run(path.resolve().name, path, manifest, environment, records, trainings, unreadable)
+    return Run(path.resolve().name, path, manifest, environment, rows, tracebacks, trainings, unreadable)
+
+
+def only(run: Run, problems: Sequence[str] = (), estimators: Sequence[str] = ()) -> Run:
+    """The cells of a run whose problem and estimator fit one of the patterns; no patterns, all of them.
+
+    A pattern is a specification, or a name, with ``*`` and ``?`` for what may be anything.
+    """
+    if not problems and not estimators:
+        return run
+    rows = run.rows
+    for column, patterns in (("problem", problems), ("estimator", estimators)):
+        if patterns:
+            known = {name: any(_fits(name, each) for each in patterns) for name in rows[column].unique()}
+            rows = rows[rows[column].map(known).astype(bool)]
+    return replace(run, rows=rows.reset_index(drop=True))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Brackets are part of specifications, not of the pattern's language."""
+    literal = pattern.replace("[", "[[]")
+    return fnmatchcase(name, literal) or fnmatchcase(parts(name)[0], literal)
 
 
 def frame(runs: Sequence[Path]) -> pd.DataFrame:
@@ -101,47 +141,67 @@ def frame(runs: Sequence[Path]) -> pd.DataFrame:
 def tabulate(runs: Sequence[Run]) -> pd.DataFrame:
     """:func:`frame` of folders that have been read already."""
     names = _distinct([run.name for run in runs])
-    rows = []
-    for run, name in zip(runs, names, strict=True):
-        for record in run.records.values():
-            blocks: Sequence[BlockResult | None] = record.blocks if record.status == "ok" else []
-            rows += [_row(name, record, block) for block in blocks or [None]]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    for column in COLUMNS:
-        if column not in _TEXT | _FLAGS:
-            table[column] = pd.to_numeric(table[column])
-        else:
-            table[column] = table[column].astype(object).where(table[column].notna(), None)
+    parts = [run.rows.assign(run=name) for run, name in zip(runs, names, strict=True) if len(run.rows)]
+    table = pd.concat(parts, ignore_index=True) if parts else _typed([]).assign(run=[])
+    table["run"] = table["run"].astype(object)
     order = ["problem", "estimator", "num_samples", "seed", "block", "run", "id"]
-    return table.sort_values(order, kind="stable", na_position="first").reset_index(drop=True)
+    keys = [_place(table[name]) for name in reversed(order)]
+    return table.iloc[np.lexsort(keys)].reset_index(drop=True)[COLUMNS]
+
+
+def _place(values: pd.Series) -> np.ndarray:
+    """Numbers that sort as the values do, what is missing first; strings compared once each, not once a row."""
+    if pd.api.types.is_numeric_dtype(values):
+        return values.to_numpy()
+    return pd.factorize(values, sort=True)[0]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
-def _row(run: str, record: Record, block: BlockResult | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        **record.cell.model_dump(exclude={"versions"}),
-        **record.model_dump(exclude={"schema_version", "cell", "blocks", "cost", "citations", "traceback"}),
-        "citations": " ".join(record.citations),
-        "run": run,
-    }
-    if record.status != "ok":
-        return row
-    cost = record.cost.model_dump()
-    low, high = cost.pop("seconds_interval") or (None, None)
-    row |= {**cost, "seconds_low": low, "seconds_high": high}
-    if block is None:
-        return row
-    body = block.model_dump()
-    for name, prefix in _INTERVALS.items():
-        row[f"{prefix}_low"], row[f"{prefix}_high"] = body.pop(name) or (None, None)
-    quantiles = body.pop("quantiles")
-    row |= {**body, "quantiles": json.dumps(quantiles) if quantiles else None}
-    if block.variance is not None and cost["seconds_per_gradient"] is not None:
-        row["work_normalised_variance"] = block.variance * cost["seconds_per_gradient"]
-    return row
+def _rows(records: Iterable[Record], tracebacks: dict[str, str]) -> pd.DataFrame:
+    """A row for each cell and block, made piece by piece; records of the same words share them."""
+    pieces: list[pd.DataFrame] = []
+    rows: list[list[Any]] = []
+    words: dict[str, str] = {}
+    for record in records:
+        blocks: Sequence[BlockResult | None] = record.blocks if record.status == "ok" else []
+        rows += [_row(record, block, words) for block in blocks or [None]]
+        if record.traceback and len(tracebacks) < TRACEBACKS:
+            tracebacks[record.id] = record.traceback
+        if len(rows) >= PIECE:
+            pieces.append(_typed(rows))
+            rows = []
+    pieces.append(_typed(rows))
+    filled = [piece for piece in pieces if len(piece)]
+    return pd.concat(filled, ignore_index=True) if filled else pieces[0]
+
+
+def _typed(rows: list[list[Any]]) -> pd.DataFrame:
+    """Rows of :data:`_STORED` as a table: numbers as such, the rest as objects, ``None`` where there is nothing."""
+    columns = dict(zip(_STORED, zip(*rows, strict=True), strict=True)) if rows else {name: () for name in _STORED}
+    typed = {}
+    for name, values in columns.items():
+        if name in _TEXT | _FLAGS:
+            typed[name] = pd.Series(values, dtype=object)
+        else:
+            typed[name] = pd.to_numeric(pd.Series(values, dtype=object))
+    table = pd.DataFrame(typed)
+    return table.assign(work_normalised_variance=table["variance"] * table["seconds_per_gradient"])
+
+
+def _row(record: Record, block: BlockResult | None, words: dict[str, str]) -> list[Any]:
+    row = {**record.cell.__dict__, **record.__dict__, "citations": " ".join(record.citations)}
+    if record.status == "ok":
+        row |= record.cost.__dict__
+        row["seconds_low"], row["seconds_high"] = record.cost.seconds_interval or (None, None)
+        if block is not None:
+            row |= block.__dict__
+            for name, prefix in _INTERVALS.items():
+                row[f"{prefix}_low"], row[f"{prefix}_high"] = row[name] or (None, None)
+            row["quantiles"] = json.dumps(block.quantiles) if block.quantiles else None
+    return [words.setdefault(one, one) if isinstance(one, str) else one for one in map(row.get, _STORED)]
 
 
 def training_titles(runs: Sequence[Run]) -> dict[str, str]:
@@ -203,5 +263,9 @@ def to_csv(table: pd.DataFrame, digits: str | None = None) -> str:
 
 def to_json(table: pd.DataFrame) -> str:
     """The table as a JSON list of objects."""
-    rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
-    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
+    pieces = []
+    for start in range(0, len(table), PIECE):
+        piece = table.iloc[start : start + PIECE]
+        rows = piece.astype(object).where(piece.notna(), None).to_dict(orient="records")
+        pieces.append(json.dumps(rows, indent=1, allow_nan=False)[1:-2])
+    return "[" + ",".join(pieces) + "\n]\n" if pieces else "[]\n"

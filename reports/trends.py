@@ -24,6 +24,8 @@ from .wording import BLOCKS, interval, number, titles
 COLOURS = {"worse": "#d55e00", "better": "#029e73", "worse, within the limit": "#de8f05", "not told apart": "#949494"}
 MARKS = {"worse": "^", "better": "v", "worse, within the limit": "D", "not told apart": "o"}
 MOST = 60
+ROOM = 4_000_000
+"""Bytes that the figures of a page may take."""
 
 
 @styled
@@ -67,6 +69,7 @@ def compare_page(before: Run, after: Run, rows: pd.DataFrame, changes: pd.DataFr
     plates = Plates([before.name, after.name])
     caption = "After over before, with 95 % intervals; the largest changes, at most sixty."
     plate = plates.add("compare", "compare", lambda: ratios(rows), rows, caption, "Ratios with intervals, a row each.")
+    plates.fill(ROOM - plates.draw_what_must_be())
     short = {**titles(rows["problem"].unique()), **titles(rows["estimator"].unique())}
     body = [
         [
@@ -167,6 +170,7 @@ def history_page(runs: Sequence[Run], rows: pd.DataFrame, notes: list[str]) -> s
     block = "phi" if (rows["block"] == "phi").any() else "theta"
     caption = "Lines run through the same estimator and K; triangles: changed against the run before (up: worse, down: better)."
     plate = plates.add("history", "history", lambda: over_time(rows, block), rows, caption, "Lines through runs.")
+    plates.fill(ROOM - plates.draw_what_must_be())
     short = {**titles(rows["problem"].unique()), **titles(rows["estimator"].unique())}
     body = [
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,12 +42,19 @@ def titles(specifications: Iterable[str]) -> dict[str, str]:
     {'a[x=1,y=2]': 'a (y=2)', 'a[x=1,y=3]': 'a (y=3)', 'b[x=1]': 'b'}
     """
     known = {one: parts(one) for one in dict.fromkeys(specifications)}
+    values_of: dict[tuple[str, str], set[str]] = {}
+    count = Counter(name for name, _ in known.values())
+    holders: Counter[tuple[str, str]] = Counter()
+    for name, parameters in known.values():
+        for key, value in parameters.items():
+            values_of.setdefault((name, key), set()).add(value)
+            holders[name, key] += 1
     short = {}
     for one, (name, parameters) in known.items():
-        rivals = [other for title, other in known.values() if title == name]
         differing = {
-            key: value for key, value in parameters.items() if any(rival.get(key) != value for rival in rivals)
-        }
+            key: value for key, value in parameters.items()
+            if len(values_of[name, key]) > 1 or holders[name, key] < count[name]
+        }  # fmt: skip
         values = ", ".join(f"{key}={value}" for key, value in differing.items())
         short[one] = f"{name} ({values})" if values else name
     return short if len(set(short.values())) == len(short) else {one: one for one in known}

@@ -16,13 +16,21 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="the HTML file; report.html in the first folder")
     ] = None,
+    problem: Annotated[list[str] | None, typer.Option("--problem", "-p", help="only these: name or pattern")] = None,
+    estimator: Annotated[
+        list[str] | None, typer.Option("--estimator", "-e", help="only these: name or pattern")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML file."""
     for folder in folders:
         manifest(folder)
     from reports.render import render
 
-    typer.echo(render(folders, out or folders[0] / "report.html"))
+    try:
+        page = render(folders, out or folders[0] / "report.html", problems=problem or (), estimators=estimator or ())
+    except ValueError as wrong:
+        fail(wrong)
+    typer.echo(page)
 
 
 def export(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import fabricated
 import pytest
 
 from reports import render
@@ -18,19 +17,10 @@ CHOOSE = "(() => {{ const s = document.querySelector({!r}); s.value = {!r}; s.di
 
 
 @pytest.fixture(scope="session")
-def fabricate() -> Any:
-    path = Path(__file__).parents[1] / "reports" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("fabricated", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def page(fabricate: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     chosen = ["reparameterization", "sticking-the-landing", "iwae", "dreg", "jackknife", "pyro-trace-elbo"]
-    run = fabricate.write_run(folder / "run", [fabricate.GAUSSIAN, fabricate.START], chosen, [1, 8, 64])
+    run = fabricated.write_run(folder / "run", [fabricated.GAUSSIAN, fabricated.START], chosen, [1, 8, 64])
     return render([run], folder / "report.html")
 
 
@@ -108,11 +98,11 @@ def test_keyboard_and_screen_reader(browser, page):
     assert browser.evaluate("document.documentElement.lang") == "en"
 
 
-def test_two_thousand_cells(browser, fabricate, tmp_path):
+def test_two_thousand_cells(browser, tmp_path):
     """Below 5 MB, first paint below 1 s."""
-    problems = [fabricate.GAUSSIAN, fabricate.START, *(f"extra-{i}[a=1]" for i in range(6))]
-    many = [*fabricate.RULES, *(f"method-{i}" for i in range(27))]
-    run = fabricate.write_run(tmp_path / "run", problems, many, [1, 2, 4, 8, 16, 32, 64])
+    problems = [fabricated.GAUSSIAN, fabricated.START, *(f"extra-{i}[a=1]" for i in range(6))]
+    many = [*fabricated.RULES, *(f"method-{i}" for i in range(27))]
+    run = fabricated.write_run(tmp_path / "run", problems, many, [1, 2, 4, 8, 16, 32, 64])
     assert len(list((run / "cells").glob("*.json"))) > 2000
     path = render([run], tmp_path / "report.html")
     assert path.stat().st_size < 5_000_000

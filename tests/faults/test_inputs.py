@@ -154,7 +154,7 @@ def spoilt(changes, body=RECORD):
     """A record with some of its fields replaced, under a checksum that fits where there can be one."""
     body = {**body, **changes}
     try:
-        return json.dumps({**body, "checksum": records._checksum(body)}).encode()
+        return json.dumps({**body, "checksum": records._checksum(records.canonical_json(body))}).encode()
     except ValueError:
         return json.dumps(body).encode()
 
