@@ -56,6 +56,7 @@ def browser(session: nox.Session) -> None:
     if found is None:
         session.skip(f"no browser: none of {', '.join(known)} is on the path; CHROMIUM=... names another")
     install(session, "-e", ".[dev]")
+    install(session, "--no-deps", "axe-playwright-python")  # for the axe-core in it, without Playwright
     session.run("pytest", "-m", "browser", *session.posargs, env={"CHROMIUM": found})
 
 

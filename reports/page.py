@@ -116,22 +116,23 @@ def _glance_cell(measured: dict[str, Any] | None, failed: dict[str, Any] | None)
 
 
 def filters(means: pd.DataFrame, problems: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The choices that hide rows and sections, by the classes of those: plain form controls and style rules, no script.
-
-    Each has a name, a label, its choices as pairs of class and text, and the pattern of what it hides.
-    """
+    """The choices that hide rows and sections, by the classes of those: plain form controls and style rules, no script."""
     kins = {f"f{row.hue}": family(row.family, row.library) for row in means.sort_values("hue").itertuples()}
     ks = {f"k{k}": str(k) for k in sorted(set(means["num_samples"]))}
     verdicts = {f"v{name.lower()}": WORDS[name] for name in WORDS if (means["verdict"] == name).any()}
-    offered = [
+    return offered([
         ("problem", "Problem", dict(problems), ".problem"),
         ("family", "Family", kins, ".rows tbody tr"),
         ("k", "K", ks, ".num tbody tr"),
         ("verdict", "Verdict", verdicts, ".num tbody tr"),
-    ]
+    ])  # fmt: skip
+
+
+def offered(filters: Sequence[tuple[str, str, dict[str, str], str]]) -> list[dict[str, Any]]:
+    """Filters as the template takes them, each with a name, a label, its choices by class, and the pattern of what it hides."""
     return [
         {"name": name, "label": label, "choices": list(choices.items()), "hides": hides}
-        for name, label, choices, hides in offered
+        for name, label, choices, hides in filters
         if len(choices) > 1
     ]
 
@@ -250,7 +251,8 @@ def tail_rows(means: pd.DataFrame) -> Table:
             Cell(str(row["num_samples"]), kind="n"),
             Cell(BLOCKS[row["block"]]),
             verdict(row["verdict"], row["unbiased"]),
-            _plain(row["tail_index"]),
+            _measure(row, "tail_index", "tail_index"),
+            _plain(row["median_of_means"]),
             Cell(quantiles(row["quantiles"]), kind="small"),
             Cell(row["verdict_reason"] or "–", kind="small"),
         ]
@@ -263,7 +265,8 @@ def tail_rows(means: pd.DataFrame) -> Table:
         "block",
         "verdict",
         "tail index",
-        "quantiles of one estimate's distance from its centre",
+        "distance from the centre: median of means",
+        "its quantiles",
         "why",
     ]
     return Table("Estimators without a variance", head, rows)

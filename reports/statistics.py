@@ -27,10 +27,14 @@ COSTS = {
 }
 SEVERITY = ["PASS", "NO_REFERENCE", "INCONCLUSIVE", "HEAVY_TAIL", "BIASED", "NONFINITE"]
 _MEASURED = ["bias_norm", "variance", "snr", "seconds_per_gradient"]
-_BOUNDS = {"bias_norm": "bias", "variance": "variance", "snr": "snr", "seconds_per_gradient": "seconds"}
+_BOUNDS = {
+    **{"bias_norm": "bias", "variance": "variance", "snr": "snr", "seconds_per_gradient": "seconds"},
+    **{"tail_index": "tail_index"},
+}
 _MEANS = [
     *["mean_norm", "reference_norm", "reference_standard_error", "detectable_bias", "exact_variance", "snr_floor"],
-    *["snr_slope_theory", "mse", "skewness", "kurtosis", "tail_index", "cosine", "gradients_per_second"],
+    *["snr_slope_theory", "mse", "skewness", "kurtosis", "median_of_means", "cosine"],
+    *["gradients_per_second"],
     *["evaluations_per_gradient", "flops_per_gradient", "peak_bytes", "tail_ratio", "target_num_samples"],
 ]
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.records import write_text
 
-from . import looks, paper
+from . import looks, page, paper
 from .compare import SETTING, deltas, same_machine
 from .figures import ratio_ticks
 from .looks import safe, styled
@@ -86,14 +86,15 @@ def compare_page(before: Run, after: Run, rows: pd.DataFrame, changes: pd.DataFr
     ]
     head = ["metric", "problem", "estimator", "K", "block", "after / before", "p (Holm)", "change"]
     kinds = [f"c{list(COLOURS).index(row)} m{row_}" for row, row_ in zip(rows["change"], rows["metric"], strict=True)]
+    changed = {f"c{place}": name for place, name in enumerate(COLOURS) if (rows["change"] == name).any()}
     lost = [[Cell(str(value if value is not None else "–")) for value in row] for row in changes.to_numpy().tolist()]
     context = {
         "title": f"gradest: {before.name} → {after.name}",
         "notes": notes,
-        "plate": plate,
+        "figure": plate,
         "table": Table("Every pair", head, body, kinds=kinds),
         "changes": Table("Verdicts and statuses that differ", list(changes.columns), lost),
-        "choices": [(f"c{place}", name) for place, name in enumerate(COLOURS) if (rows["change"] == name).any()],
+        "filters": page.offered([("change", "Change", changed, ".rows tbody tr")]),
     }
     return paper.write("compare.html", context)
 
@@ -198,8 +199,8 @@ def history_page(runs: Sequence[Run], rows: pd.DataFrame, notes: list[str]) -> s
         "change",
     ]
     context = {
-        "title": "gradest: history", "notes": notes, "plate": plate, "table": Table("Every run", head, body),
-        "changes": Table("", [], []), "choices": [],
+        "title": "gradest: history", "notes": notes, "figure": plate, "table": Table("Every run", head, body),
+        "changes": Table("", [], []), "filters": [],
     }  # fmt: skip
     return paper.write("compare.html", context)
 
