@@ -84,6 +84,9 @@ def run(
     compile_: Annotated[
         bool, typer.Option("--compile", help="compile gradients; eager where nothing compiles")
     ] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="rules on the same draws are measured in one go; part of a cell's identity")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder; resumed where it exists")] = Path("results/run"),
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="worker processes; 0: one per core")] = 0,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds that one cell may take")] = None,
@@ -117,6 +120,8 @@ def run(
         changes["num_samples"] = _whole_numbers(num_samples, "--num-samples")
     if compile_:
         changes["compile"] = True
+    if share:
+        changes["share"] = True
     changes |= {k: v for k, v in (("replicates", replicates), ("seeds", seeds), ("dtype", dtype)) if v is not None}
     try:
         registry = Registry(plugins)

@@ -134,7 +134,7 @@ def synchronize(device: str) -> None:
 
 
 def seconds(
-    work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.25
+    work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.1
 ) -> tuple[float, tuple[float, float]]:
     """Median seconds of ``work`` and a 95 % interval of that median, one warm-up run excluded.
 

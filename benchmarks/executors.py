@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, TimeoutError, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from . import quiet, records, worker
+from .companies import Waiting, companies
 from .local import DiskProblem, Local, WorkerDied
 from .privacy import private
 from .records import Cell, Record
@@ -91,6 +92,10 @@ class Minder:
         """Begin a cell."""
         return self.local.submit(worker.work, self.job.folder, cell.model_dump(), self.job.plugins, kin=kin(cell))
 
+    def submit_together(self, cells: Sequence[Cell]) -> Future[Any]:
+        """Begin cells that share draws."""
+        return self.local.submit(worker.work_together, self.job.folder, [cell.model_dump() for cell in cells])
+
     def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
         """The record of a cell that has ended, or ``None`` if it is to be begun again.
 
@@ -152,19 +157,36 @@ class Engine(ABC):
     def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
         """The record of a cell that has ended, or ``None`` if it is to be begun again."""
 
+    def companies(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """Cells that are begun together; each alone, unless an engine knows better."""
+        return [[cell] for cell in cells]
+
+    def submit_together(self, cells: Sequence[Cell]) -> Future[Any]:
+        """Begin cells of one company, for engines that have companies of more than one."""
+        raise NotImplementedError
+
     def as_completed(self, cells: Sequence[Cell]) -> Iterator[Record]:
         """Records of the cells, in the order in which they end."""
-        waiting = deque(cells)
-        running: dict[Future[Any], Cell] = {}
+        waiting = Waiting(self.companies(cells))
+        running: dict[Future[Any], list[Cell]] = {}
+        last: str | None = None
         while waiting or running:
             while waiting and len(running) < self.capacity():
-                cell = waiting.popleft()
-                running[self.submit(cell)] = cell
+                company = waiting.take(last, (each[0].problem for each in running.values()))
+                future = self.submit(company[0]) if len(company) == 1 else self.submit_together(company)
+                running[future], last = company, None
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                cell = running.pop(future)
-                record = self.outcome(cell, future)
-                if record is None:
-                    waiting.appendleft(cell)
+                company = running.pop(future)
+                last = company[0].problem
+                if len(company) > 1 and (problem := future.exception()) is not None:
+                    if isinstance(problem, DiskProblem):
+                        raise StoreError(str(problem)) from problem
+                    # Whatever one of them did: each is measured alone, and costs itself alone.
+                    waiting.put_back([[cell] for cell in company])
+                elif len(company) > 1:
+                    yield from map(Record.model_validate, future.result())
+                elif (record := self.outcome(company[0], future)) is None:
+                    waiting.put_back([company])
                 else:
                     yield record
 
@@ -183,6 +205,12 @@ class Here(Engine):
 
     def submit(self, cell: Cell) -> Future[Any]:
         return self.minder.submit(cell)
+
+    def companies(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        return companies(cells)
+
+    def submit_together(self, cells: Sequence[Cell]) -> Future[Any]:
+        return self.minder.submit_together(cells)
 
     def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
         return self.minder.outcome(cell, ended)

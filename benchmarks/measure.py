@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from estimators import BLOCKS, Estimator, Refusal, Target, replicates
+from estimators import BLOCKS, Estimator, Refusal, Target, replicates, sweep
 
 from . import cost, quiet, records
 from .compiling import CompiledRows
 from .metrics import summarize
 from .moments import GradientMoments
 from .problems.problem import Problem, Reference
-from .records import Cell, Cost, Record
+from .records import SHARED, Cell, Cost, Record
 from .references.long_run import long_run
 from .references.loop import LoopEstimator
 from .references.truth import Truth
@@ -38,18 +39,23 @@ def run_cell(cell: dict[str, Any], plugins: tuple[str, ...] = (), folder: str | 
 
     Where a run folder is given, the mean and variance of every coordinate go into its ``moments/``.
     """
-    identity = Cell.model_validate(cell)
-    start = time.perf_counter()
-    facts: dict[str, Any] = {}
-    try:
-        facts = _measure(identity, plugins, folder)
-    except (Refusal, SpecError) as problem:
-        facts = {"status": "refused", "reason": str(problem)}
-    except Exception as problem:
-        reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-        facts = {"status": "error", "reason": reason, "traceback": frames(problem)}
-    record = Record(id=identity.id, cell=identity, seconds=time.perf_counter() - start, **facts)
-    return record.model_dump(mode="json")
+    return run_together([cell], plugins, folder)[0]
+
+
+def run_together(
+    cells: list[dict[str, Any]], plugins: tuple[str, ...] = (), folder: str | None = None
+) -> list[dict[str, Any]]:
+    """Measure cells that share draws, or one cell: records as of each alone, to the last bit, but for seconds."""
+    kept = [Measurement(Cell.model_validate(cell), plugins) for cell in cells]
+    alive = [each for each in kept if each.facts.get("status") is None]
+    if alive and SHARED in alive[0].cell.versions:
+        _share(alive)
+    else:
+        for each in alive:
+            each.measure()
+    for each in kept:
+        each.finish(folder)
+    return [each.record().model_dump(mode="json") for each in kept]
 
 
 def frames(problem: Exception) -> str:
@@ -59,57 +65,131 @@ def frames(problem: Exception) -> str:
     return "\n".join([*lines, *traceback.format_exception_only(problem)])
 
 
-def _measure(cell: Cell, plugins: tuple[str, ...], folder: str | None) -> dict[str, Any]:
-    registry = Registry(plugins)
-    estimator = registry.estimator(cell.estimator, cell.num_samples)
-    problem = registry.problem(cell.problem, cell.dtype, cell.device)
-    facts: dict[str, Any] = {
-        "library": getattr(estimator, "library", "gradest"),
-        "counterpart": (estimator.beside(problem) or None) if isinstance(estimator, LoopEstimator) else None,
-        "family": estimator.family,
-        "summary": summary(estimator),
-        "citations": [*estimator.citations, *problem.citations],
-        "tail_ratio": problem.tail_ratio,
-    }
-    reason = estimator.refuses(problem)
-    if reason is not None:
-        return {**facts, "status": "refused", "reason": reason}
-    learning = generator(problem.device, "warm-up", problem.spec, cell.estimator, cell.num_samples, cell.seed)
-    estimator = replicates.warmed_up(estimator, problem, problem.parameters, learning)
-    sizes = block_sizes(problem)
-    truths = {block: truth(problem, estimator, block, cell.replicates) for block in sizes}
-    centres = {
-        block: None if t is None else t.gradient if t.centre is None else t.centre for block, t in truths.items()
-    }
-    moments = GradientMoments(sizes, centres)
-    compiled = compiled_rows(estimator, problem) if cell.compiled else None
-    for rows in quiet.quietly(batches(estimator, problem, cell.replicates, cell.seed, compiled)):
-        moments.add(rows)
-    resolution = 32 * torch.finfo(getattr(torch, problem.dtype)).eps
-    blocks = [
-        summarize(
-            moments.blocks.get(block),
-            block,
-            target=target_of(estimator, block),
-            truth=truths[block],
-            dimensions=sizes[block],
-            nonfinite=moments.nonfinite,
-            declared_finite=estimator.variance_exists,
-            resolution=resolution,
-            exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
-            snr_slope=estimator.snr_slope(block, problem.tail_ratio),
-        )
-        for block in sizes
-        if block != "value" or "value" in moments.blocks
-    ]
-    if folder is not None:
-        keep(moments, Path(folder) / "moments" / f"{cell.id}.safetensors")
-    status = "nonfinite" if moments.nonfinite else "ok"
-    reason = f"{moments.nonfinite} of {cell.replicates} replicates are not finite" if moments.nonfinite else ""
-    if compiled is not None and compiled.problem is not None:
-        reason = "; ".join(filter(None, (reason, f"not compiled: {compiled.problem}")))
-    spent = price(estimator, problem, compiled)
-    return {**facts, "status": status, "reason": reason, "blocks": blocks, "cost": spent}
+class Measurement:
+    """A cell on its way to a record. Whatever happens to it on the way becomes its status and its reason."""
+
+    def __init__(self, cell: Cell, plugins: tuple[str, ...]) -> None:
+        self.cell, self.facts, self.seconds = cell, dict[str, Any](), 0.0
+        with self._kept():
+            self._begin(Registry(plugins))
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Within, time counts as this cell's, and a failure is kept for the record."""
+        start = time.perf_counter()
+        try:
+            yield
+        except (Refusal, SpecError) as problem:
+            self.facts = {"status": "refused", "reason": str(problem)}
+        except Exception as problem:
+            reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+            self.facts = {"status": "error", "reason": reason, "traceback": frames(problem)}
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _begin(self, registry: Registry) -> None:
+        cell = self.cell
+        self.estimator = estimator = registry.estimator(cell.estimator, cell.num_samples)
+        self.problem = problem = registry.problem(cell.problem, cell.dtype, cell.device)
+        self.facts |= {
+            "library": getattr(estimator, "library", "gradest"),
+            "counterpart": (estimator.beside(problem) or None) if isinstance(estimator, LoopEstimator) else None,
+            "family": estimator.family,
+            "summary": summary(estimator),
+            "citations": [*estimator.citations, *problem.citations],
+            "tail_ratio": problem.tail_ratio,
+        }
+        reason = estimator.refuses(problem)
+        if reason is not None:
+            self.facts |= {"status": "refused", "reason": reason}
+            return
+        learning = generator(problem.device, "warm-up", problem.spec, cell.estimator, cell.num_samples, cell.seed)
+        self.estimator = estimator = replicates.warmed_up(estimator, problem, problem.parameters, learning)
+        self.sizes = block_sizes(problem)
+        self.truths = {block: truth(problem, estimator, block, cell.replicates) for block in self.sizes}
+        centres = {
+            block: None if t is None else t.gradient if t.centre is None else t.centre
+            for block, t in self.truths.items()
+        }
+        self.moments = GradientMoments(self.sizes, centres)
+        self.compiled = compiled_rows(estimator, problem) if cell.compiled else None
+
+    def measure(self) -> None:
+        """Take in all replicates."""
+        with self._kept():
+            for rows in quiet.quietly(
+                batches(self.estimator, self.problem, self.cell.replicates, self.cell.seed, self.compiled)
+            ):
+                self.moments.add(rows)
+
+    def take(self, shared: sweep.Shared) -> None:
+        """Take in the replicates of one batch of shared draws."""
+        if self.facts.get("status") is None:
+            with self._kept():
+                with quiet.busy():
+                    rows = shared.rows(self.estimator)
+                self.moments.add(rows)
+
+    def finish(self, folder: str | None) -> None:
+        """What the replicates say, and what one of them costs."""
+        if self.facts.get("status") is None:
+            with self._kept():
+                self._finish(folder)
+
+    def _finish(self, folder: str | None) -> None:
+        cell, estimator, problem, moments = self.cell, self.estimator, self.problem, self.moments
+        resolution = 32 * torch.finfo(getattr(torch, problem.dtype)).eps
+        blocks = [
+            summarize(
+                moments.blocks.get(block),
+                block,
+                target=target_of(estimator, block),
+                truth=self.truths[block],
+                dimensions=self.sizes[block],
+                nonfinite=moments.nonfinite,
+                declared_finite=estimator.variance_exists,
+                resolution=resolution,
+                exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
+                snr_slope=estimator.snr_slope(block, problem.tail_ratio),
+            )
+            for block in self.sizes
+            if block != "value" or "value" in moments.blocks
+        ]
+        if folder is not None:
+            keep(moments, Path(folder) / "moments" / f"{cell.id}.safetensors")
+        status = "nonfinite" if moments.nonfinite else "ok"
+        reason = f"{moments.nonfinite} of {cell.replicates} replicates are not finite" if moments.nonfinite else ""
+        if self.compiled is not None and self.compiled.problem is not None:
+            reason = "; ".join(filter(None, (reason, f"not compiled: {self.compiled.problem}")))
+        spent = price(estimator, problem, self.compiled)
+        self.facts |= {"status": status, "reason": reason, "blocks": blocks, "cost": spent}
+
+    def record(self) -> Record:
+        """The record of a cell that is finished."""
+        return Record(id=self.cell.id, cell=self.cell, seconds=self.seconds, **self.facts)
+
+
+def _share(kept: list[Measurement]) -> None:
+    """Measure cells of one problem, K, seed and number of replicates on the same batches of draws.
+
+    The draws are those of each alone, and so is the arithmetic: one forward pass and one set of per-sample gradients a
+    batch, of which each rule makes its estimates.
+    """
+    first = kept[0]
+    cell, problem = first.cell, first.problem
+    stream = generator(problem.device, "gradient", problem.spec, cell.num_samples, cell.seed)
+    size = batch_rows(problem, cell.num_samples)
+    with torch.no_grad():
+        guide = problem.guide(problem.parameters["phi"])
+    for start in range(0, cell.replicates, size):
+        began = time.perf_counter()
+        with quiet.busy(), torch.no_grad():
+            noise = guide.noise((min(size, cell.replicates - start), cell.num_samples), stream)
+            shared = sweep.Shared(problem, problem.parameters, noise)
+        part = (time.perf_counter() - began) / len(kept)
+        for each in kept:
+            each.seconds += part
+            each.take(shared)
 
 
 def keep(moments: GradientMoments, path: Path) -> None:

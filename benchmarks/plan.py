@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from estimators import Refusal
+from estimators import Estimator, Refusal, sweep
 
 from .compiling import compilable
-from .records import Cell
+from .records import SHARED, Cell
 from .registry import Registry, check_device, estimator_spec
 from .specs import SpecError, parse, select
 
@@ -29,6 +29,7 @@ class Suite(BaseModel):
     dtype: str | None = Field(default=None, pattern="^(float32|float64)$")
     device: str = "cpu"
     compile: bool = False
+    share: bool = False
 
 
 class Config(BaseModel):
@@ -129,6 +130,10 @@ def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
             for problem_name in problems:
                 problem = registry.problem(problem_name, suite.dtype, suite.device)
                 for estimator in settings:
+                    versions = {"problem": registry.version(problem), "estimator": registry.version(estimator)}
+                    compiled = suite.compile and compilable(estimator)
+                    if suite.share and not compiled and shareable(estimator, versions):
+                        versions[SHARED] = sweep.VERSION
                     first = Cell(
                         problem=problem.spec,
                         estimator=estimator_spec(estimator),
@@ -137,13 +142,22 @@ def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
                         seed=0,
                         dtype=problem.dtype,
                         device=suite.device,
-                        compiled=suite.compile and compilable(estimator),
-                        versions={"problem": registry.version(problem), "estimator": registry.version(estimator)},
+                        compiled=compiled,
+                        versions=versions,
                     )
                     for seed in range(suite.seeds):
                         cell = first.model_copy(update={"seed": seed})
                         found.setdefault(cell.id, cell)
     return list(found.values()), list(dict.fromkeys(left_out))
+
+
+def shareable(estimator: Estimator, versions: dict[str, str]) -> bool:
+    """Whether an estimator's cells may be measured together with others': rules of this suite, on problems of this suite.
+
+    Code from plug-ins is never measured in the company of other code.
+    """
+    ours = type(estimator).__module__.startswith("estimators.") and not any("+" in each for each in versions.values())
+    return ours and sweep.is_rule(estimator)
 
 
 def _allowed(registry: Registry, name: str, num_samples: list[int]) -> tuple[list, list[str]]:  # type: ignore[type-arg]

@@ -32,6 +32,9 @@ from .index import Entry, entries, note
 
 SCHEMA_VERSION = 2
 
+SHARED = "shared draws"
+"""The entry of a cell's versions that says by which arithmetic its estimates share draws with others' (``--share``)."""
+
 Status = Literal["ok", "refused", "error", "timeout", "killed", "nonfinite"]
 Verdict = Literal["PASS", "BIASED", "INCONCLUSIVE", "HEAVY_TAIL", "NONFINITE", "NO_REFERENCE"]
 Block = Literal["value", "theta", "phi"]

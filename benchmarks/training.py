@@ -103,7 +103,7 @@ def train(
     parameters = _copy(parameters)
     leaves = [leaf for block in parameters.values() for leaf in block.values()]
     optimizer = torch.optim.Adam(
-        leaves, lr=schedule.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS, maximize=True, foreach=True
+        leaves, lr=schedule.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPS, maximize=True, fused=True
     )
     minibatches = _minibatches(images, schedule)
     noise = generator(str(images.device), "training", seed, "noise")
@@ -116,12 +116,17 @@ def train(
     points: list[TrainingPoint] = []
     values: list[Tensor] = []
     seconds = 0.0
+    with torch.no_grad():  # noise depends neither on phi nor on which images there are
+        drawing = model_of(watched[:1].expand(schedule.batch, -1)).guide(parameters["phi"])
     with _threads(training_threads(schedule.batch * estimator.num_samples)):
         for previous, stop in pairwise([0, *stops]):
             began = time.perf_counter()
             for step in range(previous, stop):
                 model = model_of(next(minibatches))
-                values.append(_ascend(model, estimator, parameters, noise, optimizer, schedule.rate(step, steps)))
+                with torch.no_grad():
+                    (draw,) = estimator.draws(drawing, 1, noise)
+                rate = schedule.rate(step, steps)
+                values.append(_ascend(model, estimator, parameters, draw.noise, optimizer, rate))
                 if (step + 1) % max(1, steps // 100) == 0:
                     if progress is not None:
                         progress(step + 1, steps, torch.stack(values).mean().item())
@@ -169,14 +174,12 @@ def _ascend(
     model: LatentModel,
     estimator: Estimator,
     parameters: Parameters,
-    noise: torch.Generator,
+    noise: Any,
     optimizer: torch.optim.Optimizer,
     rate: float,
 ) -> Tensor:
-    """One step in place; the objective's value before it."""
-    with torch.no_grad():
-        (draw,) = estimator.draws(model.guide(parameters["phi"]), 1, noise)
-    gradient = estimator.gradient(model, parameters, tree_map(lambda leaf: leaf[0], draw.noise))
+    """One step in place, from noise of one replicate; the objective's value before it."""
+    gradient = estimator.gradient(model, parameters, tree_map(lambda leaf: leaf[0], noise))
     for block, slopes in (("theta", gradient.theta), ("phi", gradient.phi)):
         for name, leaf in parameters[block].items():
             leaf.grad = slopes[name]

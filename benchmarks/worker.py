@@ -28,7 +28,7 @@ import psutil
 import torch
 
 from . import quiet, records
-from .measure import run_cell
+from .measure import run_cell, run_together
 from .privacy import private
 from .records import Cell, Record
 from .registry import Registry
@@ -195,6 +195,34 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
     record = Record.model_validate(found)
     records.write_cell(Path(folder), record)
     return record.model_dump(mode="json")
+
+
+def work_together(folder: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measure cells that share draws, write their records, and return them; none is written unless all is well with all.
+
+    Raises:
+        NotWell: if one of them fails, or anything was changed: they are to be measured one by one then.
+        OSError: if a record cannot be written.
+    """
+    global _SPENT
+    _SPENT = True  # unless all goes well
+    identities = [Cell.model_validate(cell) for cell in cells]
+    quiet.known_as(identities[0].id)
+    inputs = _inputs(identities[0], ())
+    before, digest = global_state(), inputs()
+    found = run_together(cells, (), folder)
+    if wrong := next((each for each in found if each["status"] == "error"), None):
+        raise NotWell(wrong["reason"])
+    if global_state() != before or inputs() != digest or end_children():
+        raise NotWell("something was changed that was not theirs")
+    for each in found:
+        records.write_cell(Path(folder), Record.model_validate(each))
+    _SPENT = threading.active_count() > 1
+    return found
+
+
+class NotWell(RuntimeError):
+    """Cells that were measured together and had better not have been."""
 
 
 def told(problem: BaseException) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
 
 from .contract import Gradient, LatentModel, Parameters, TotalDerivative
+from .pullback import pulled_back
 from .trees import tree_leaves, tree_map
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
     """
     theta = parameters["theta"]
 
-    def surrogate(phi: Block) -> tuple[Tensor, tuple[Tensor, Block]]:
+    def sampled(phi: Block) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], Tensor, Block]]:
         guide = model.guide(phi)
         z = guide.transform(noise)
         held = tree_map(torch.Tensor.detach, z)
         log_q = guide.log_prob_transformed(noise)
-        log_p, pull_back = vjp(model.log_joint, theta, held)  # type: ignore[misc]
+        (log_p,), pull_back, _ = pulled_back(lambda theta, z: ((model.log_joint(theta, z),), ()), theta, held)
         log_w = (log_p - log_q).detach()
         points = log_w[0].numel()
         weights = estimator.weights(log_w)
@@ -50,25 +50,23 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
             model_weights = path  # one and the same: the pull-back needs no rescaling
 
         cotangent, ratio = _one_pass(path, model_weights, log_w)
-        theta_gradient, z_gradient = pull_back(cotangent)
+        theta_gradient, z_gradient = pull_back((cotangent,))
         if model_weights is None:
             theta_gradient = {name: torch.zeros_like(leaf) for name, leaf in theta.items()}
-        total = log_w.new_zeros(())
+        terms: list[tuple[Tensor, Tensor]] = []  # what phi moves, and its cotangent
         if path is not None:
-            for layer, slope in zip(tree_leaves(z), tree_leaves(z_gradient), strict=True):
-                along = slope if ratio is None else append_dims(ratio, layer) * slope
-                total = total + (along * layer).sum()
-            if isinstance(weights, TotalDerivative):
-                total = total - (path * log_q).sum()
-            else:
-                total = total - (path * guide.detach().log_prob(z)).sum()
+            slopes = zip(tree_leaves(z), tree_leaves(z_gradient), strict=True)
+            terms += [(layer, slope if ratio is None else append_dims(ratio, layer) * slope) for layer, slope in slopes]
+            terms.append((log_q if isinstance(weights, TotalDerivative) else guide.detach().log_prob(z), -path))
         if score is not None and not isinstance(weights, TotalDerivative):
-            total = total + (score * guide.log_prob(held)).sum()
+            terms.append((guide.log_prob(held), score))
+        outputs, cotangents = zip(*terms, strict=True) if terms else ((log_q,), (torch.zeros_like(log_w),))
         value = estimator.value(log_w)
         value = log_w.new_full((), torch.nan) if value is None else value.mean()
-        return total, (value, theta_gradient)
+        return outputs, (cotangents, value, theta_gradient)
 
-    phi_gradient, (value, theta_gradient) = grad(surrogate, has_aux=True)(parameters["phi"])
+    _, pull_back, (cotangents, value, theta_gradient) = pulled_back(sampled, parameters["phi"])
+    (phi_gradient,) = pull_back(cotangents)
     return Gradient(value, theta_gradient, phi_gradient)
 
 
@@ -76,9 +74,11 @@ def _spread(weight: Tensor | float | None, log_w: Tensor, points: int) -> Tensor
     """A weight as a tensor ``(K, *batch)`` of the mean over data points; an absent or plainly zero one as ``None``."""
     if weight is None or (not isinstance(weight, Tensor) and weight == 0):
         return None
-    if isinstance(weight, Tensor) and weight.dtype != log_w.dtype:
+    if not isinstance(weight, Tensor):
+        return log_w.new_full((), weight / points).expand_as(log_w)
+    if weight.dtype != log_w.dtype:
         raise TypeError(f"weights must have the type of log_w, {log_w.dtype}, not {weight.dtype}")
-    return (torch.as_tensor(weight, dtype=log_w.dtype, device=log_w.device).detach() / points).expand_as(log_w)
+    return (weight.detach() / points).expand_as(log_w)
 
 
 def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -23,6 +23,8 @@ from .replicates import vectorised
 from .surrogate import _spread
 from .trees import tree_leaves, tree_map
 
+VERSION = "1"
+"""Of the arithmetic here: who stores numbers made by it says so."""
 LARGEST_MAP = 2**20
 """Numbers in the linear map from the guide's tensors to phi that are kept; where it has more, it is applied by autograd."""
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree  # the one that torch.func itself walks; torch h
 
 def tree_leaves(tree: Any) -> list[Tensor]:
     """The tensors of a nested structure, in order."""
-    return _pytree.tree_leaves(tree)
+    return [tree] if isinstance(tree, Tensor) else _pytree.tree_leaves(tree)
 
 
 def tree_map(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
@@ -21,4 +21,8 @@ def tree_map(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
         >>> tree_map(lambda x, y: x + y, (1, {"a": 2}), (10, {"a": 20}))
         (11, {'a': 22})
     """
+    if isinstance(tree, Tensor):  # the usual tree: one layer of latents
+        return function(tree, *others)
+    if type(tree) is dict:  # a block of parameters; the general way costs a training step a tenth of a millisecond
+        return {name: tree_map(function, leaf, *(other[name] for other in others)) for name, leaf in tree.items()}
     return _pytree.tree_map(function, tree, *others)

@@ -52,6 +52,9 @@ class TrainedOnDigits(Problem, Family):
     points: int = 16
     dtype: str = field(default="float32", kw_only=True)
 
+    version = "2"
+    """Since the second, training rounds as plain autograd and a fused Adam do."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self._model  # as the data: not first made inside a functorch transform

@@ -76,7 +76,7 @@ class VAE(LatentModel):
     def __post_init__(self) -> None:
         encoder, decoder = architecture(self.x.shape[-1], self.hidden, self.latent)
         # Frozen, so set as the dataclass machinery does. The signs are kept because every likelihood needs them.
-        for name, value in (("_encoder", encoder), ("_decoder", decoder), ("_signs", 1 - 2 * self.x)):
+        for name, value in (("_encoder", encoder), ("_decoder", decoder), ("_signs", torch.rsub(self.x, 1, alpha=2))):
             object.__setattr__(self, name, value)
 
     @property
@@ -84,14 +84,14 @@ class VAE(LatentModel):
         return self.x
 
     def guide(self, phi: Block) -> DiagonalGaussian:
-        return DiagonalGaussian(*functional_call(self._encoder, phi, (self.x,)))
+        return DiagonalGaussian(*functional_call(self._encoder, phi, (self.x,), tie_weights=False))
 
     def prior(self, theta: Block) -> DiagonalGaussian:
         zero = self.x.new_zeros(()).expand(*self.x.shape[:-1], self.latent)
         return DiagonalGaussian(zero, zero)
 
     def log_likelihood(self, theta: Block, z: Tensor) -> Tensor:
-        return bernoulli_log_prob(self._signs, functional_call(self._decoder, theta, (z,)))
+        return bernoulli_log_prob(self._signs, functional_call(self._decoder, theta, (z,), tie_weights=False))
 
     def log_joint(self, theta: Block, z: Tensor) -> Tensor:
         return self.prior(theta).log_prob(z) + self.log_likelihood(theta, z)

@@ -40,14 +40,14 @@ def session(num_samples: int, *, compiled: bool) -> Session:
 class ByHand:
     """What one writes for this model and this objective, without any abstraction."""
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, **adam: bool) -> None:
         self.num_samples = num_samples
         self.images = images().train
         self.generator = torch.Generator().manual_seed(0)
         found = initial_parameters(HIDDEN, LATENT, self.images.mean(0), self.generator)
         self.blocks = {b: {k: v.requires_grad_() for k, v in leaves.items()} for b, leaves in found.items()}
         self.leaves = [leaf for block in self.blocks.values() for leaf in block.values()]
-        self.adam = torch.optim.Adam(self.leaves, lr=1e-3, eps=1e-4, foreach=True)
+        self.adam = torch.optim.Adam(self.leaves, lr=1e-3, eps=1e-4, **adam)
 
     def bound(self, x: Tensor, eps: Tensor) -> Tensor:
         e, d = self.blocks["phi"], self.blocks["theta"]
@@ -78,8 +78,9 @@ def test_a_step_beside_a_loop_by_hand(benchmark, ratios, num_samples):
     torch.set_num_threads(1)
     try:
         hand = ByHand(num_samples)
+        fused = ByHand(num_samples, fused=True)
         ours, quick = (session(num_samples, compiled=compiled) for compiled in (False, True))
-        ways = {"hand": hand.step, "session": ours._advance, "compiled": quick._advance}
+        ways = {"hand": hand.step, "hand, fused Adam": fused.step, "session": ours._advance, "compiled": quick._advance}
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for repetition in range(25 if num_samples < 50 else 12):
             for name, step in ways.items():
@@ -96,7 +97,8 @@ def test_a_step_beside_a_loop_by_hand(benchmark, ratios, num_samples):
         benchmark.extra_info["ratios"] = {name: round(ratio, 3) for name, ratio in found.items()}
         milliseconds = 1e3 * statistics.median(taken["hand"])
         ratios.append(
-            f"training step, K={num_samples}: by hand {milliseconds:.1f} ms, session {found['session']:.2f} of it, "
+            f"training step, K={num_samples}: by hand {milliseconds:.1f} ms (with a fused Adam "
+            f"{found['hand, fused Adam']:.2f} of it), session {found['session']:.2f} of it, "
             f"compiled {found['compiled']:.2f} {' '.join(quick.announced)}"
         )
         benchmark.pedantic(ours._advance, rounds=3)

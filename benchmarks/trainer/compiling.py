@@ -42,10 +42,12 @@ def compiled(
 
     try:
         model = family.model_of(x)
+        with torch.no_grad():
+            guide = model.guide(parameters["phi"])
         streams = {name: torch.Generator(x.device).manual_seed(0) for name in ("theta", "phi")}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of dynamo, about caches that hold no numbers
-            called(pair, model, parameters, pair.draw(model, parameters, streams))
+            called(pair, model, parameters, pair.draw(guide, streams))
     except Refusal:
         raise
     except Exception as problem:  # whatever the compiler may raise: it is an optimisation, and not needed

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators import Estimator, Gradient, LatentModel, Parameters, Refusal, Target, TotalDerivative, Weights
+from estimators import Estimator, Gradient, Guide, LatentModel, Parameters, Refusal, Target, TotalDerivative, Weights
 from estimators.trees import tree_leaves, tree_map
 
 
@@ -72,10 +72,9 @@ class Pair:
         """Why one of the two cannot work on a model."""
         return self.theta.refuses(model) or self.phi.refuses(model)
 
-    def draw(self, model: LatentModel, parameters: Parameters, streams: dict[str, torch.Generator]) -> dict[str, Any]:
+    def draw(self, guide: Guide, streams: dict[str, torch.Generator]) -> dict[str, Any]:
         """Noise of one estimate: of theta's estimator, and of phi's where it has samples of its own."""
         with torch.no_grad():
-            guide = model.guide(parameters["phi"])
             drawn = {"theta": _first(self.theta, guide, streams["theta"])}
             if not self.one_pass:
                 drawn["phi"] = _first(self.phi, guide, streams["phi"])
@@ -119,6 +118,6 @@ def plain_draws(estimator: Estimator) -> bool:
     return type(estimator).draws is Estimator.draws
 
 
-def _first(estimator: Estimator, guide: Any, stream: torch.Generator) -> Any:
+def _first(estimator: Estimator, guide: Guide, stream: torch.Generator) -> Any:
     (draw,) = estimator.draws(guide, 1, stream)
     return tree_map(lambda leaf: leaf[0], draw.noise)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from estimators import BLOCKS, Estimator, Gradient, LatentModel, Parameters, Refusal
+from estimators import BLOCKS, Estimator, Gradient, Guide, LatentModel, Parameters, Refusal
 from estimators.trees import tree_leaves
 
 from ..cost import CountingModel
@@ -70,7 +70,7 @@ class Session:
         self.parameters = _moved(self.family.start(self.images.train.mean(0).cpu(), first), self.device, dtype)
         self.optimizer = torch.optim.Adam(
             self.leaves, lr=settings.optimizer.learning_rate, betas=settings.optimizer.betas,
-            eps=settings.optimizer.eps, maximize=True, foreach=True,
+            eps=settings.optimizer.eps, maximize=True, fused=True,
         )  # fmt: skip
         self.streams = {
             name: generator("cpu" if name == "order" else self.device, "training", settings.seed, name)
@@ -85,6 +85,8 @@ class Session:
         self._order = self.streams["order"].get_state()
         self._costs: dict[tuple[int, ...], int] = {}
         self._gradient: Callable[..., Gradient] = Pair.gradient
+        self._drawing: Guide | None = None
+        """Draws the noise of every step: it depends neither on phi nor on which images there are."""
         self.announced: list[str] = []
         self._check()
 
@@ -147,7 +149,10 @@ class Session:
         began, worked = time.perf_counter(), time.process_time()
         settings = self.settings.optimizer
         model = self._model(self._minibatch(), self.warm_up)
-        noise = self.pair.draw(model, self.parameters, self.streams)
+        if self._drawing is None:
+            with torch.no_grad():
+                self._drawing = model.guide(self.parameters["phi"])
+        noise = self.pair.draw(self._drawing, self.streams)
         gradient = self._counted(model, noise)
         for block, found in (("theta", gradient.theta), ("phi", gradient.phi)):
             if settings.clip:

@@ -61,7 +61,7 @@ def pair(theta, phi=None, *, num_samples=3, phi_num_samples=None, shared=False):
 
 def noise_of(one, seed=0, problem=PROBLEM):
     streams = {name: torch.Generator().manual_seed(seed + i) for i, name in enumerate(("theta", "phi"))}
-    return one.draw(problem, problem.parameters, streams)
+    return one.draw(problem.guide(problem.parameters["phi"]), streams)
 
 
 def assert_blocks(found, theta, phi):
@@ -292,7 +292,7 @@ def test_wake_sleep_pairs_fit_q_to_the_models_own_draws(name):
     assert not session.pair.one_pass
     x = session.images.held_out[:6]
     model = session._model(x, 1.0)
-    noise = session.pair.draw(model, session.parameters, session.streams)
+    noise = session.pair.draw(model.guide(session.parameters["phi"]), session.streams)
     found = session.pair.gradient(model, session.parameters, noise)
     d = session.parameters["theta"]
     e = {k: v.clone().requires_grad_() for k, v in session.parameters["phi"].items()}
