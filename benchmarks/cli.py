@@ -15,7 +15,7 @@ import typer
 
 from . import __version__
 from .specs import SpecError
-from .verbs import advising, checking, making, showing, training
+from .verbs import advising, checking, making, showing, training, watching
 from .verbs.common import Json, Plugins, PyroArguments, PyroProgram, fail, pyro_problem
 from .verbs.common import manifest as _manifest
 from .verbs.common import say as _say
@@ -204,36 +204,7 @@ def _whole_numbers(text: str, option: str) -> list[int]:
     return numbers
 
 
-@app.command()
-def status(folder: Path, as_json: Json = False) -> None:
-    """Cells of a run: done, failed, refused, left."""
-    from . import records
-
-    manifest = _manifest(folder)
-    stored, unreadable = records.summary(folder)
-    counts = dict.fromkeys(("ok", "refused", "error", "timeout", "killed", "nonfinite"), 0)
-    for state, _ in stored.values():
-        counts[state] += 1
-    left = [each for each in manifest.cells if each not in stored]
-    seconds = sum(spent for _, spent in stored.values())
-    estimate = seconds / len(stored) * len(left) if stored else None
-    facts = {
-        **counts,
-        "left": len(left),
-        "unreadable": len(unreadable),
-        "seconds_spent": seconds,
-        "seconds_left": estimate,
-    }
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    typer.echo("  ".join(f"{name} {number}" for name, number in facts.items() if isinstance(number, int)))
-    if left and estimate is not None:
-        typer.echo(f"about {estimate:.0f} s of work left")
-    for reason in unreadable.values():
-        typer.echo(f"unreadable: {reason}")
-
-
+app.command()(watching.status)
 app.command()(showing.report)
 app.command()(showing.export)
 app.command()(showing.compare)
