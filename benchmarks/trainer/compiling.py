@@ -29,7 +29,7 @@ def compiled(
     """
     objective = settings.objective
     changing = pair.learns or pair.theta.random_cost or pair.phi.random_cost
-    if changing or objective.warm_up_epochs or objective.free_bits:
+    if changing or objective.another_target:
         return Pair.gradient, "not compiled: a step of this objective is not the same program every time"
 
     def gradient(x: Tensor, parameters: Parameters, noise: dict[str, Any]) -> Gradient:

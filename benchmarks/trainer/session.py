@@ -106,15 +106,14 @@ class Session:
 
     @property
     def warm_up(self) -> float:
-        """beta of the next step, 1 where there is no warm-up."""
-        epochs = self.settings.objective.warm_up_epochs
-        return 1.0 if not epochs else min(1.0, self.step / (epochs * self.per_epoch))
+        """beta of the next step: the weight of KL(q || prior), reached linearly where there is a warm-up."""
+        objective = self.settings.objective
+        epochs = objective.warm_up_epochs
+        return objective.kl_weight * (1.0 if not epochs else min(1.0, self.step / (epochs * self.per_epoch)))
 
     def targets(self) -> dict[str, str]:
         """What each block's gradients are of, with what warm-up and free bits make of it."""
-        objective = self.settings.objective
-        warm, free = bool(objective.warm_up_epochs), objective.free_bits
-        return {block: target_name(self.pair, block, warm, free) for block in BLOCKS}
+        return {block: target_name(self.pair, block, self.settings.objective) for block in BLOCKS}
 
     def run(
         self, folder: Path | None = None, told: Told | None = None, *, until: int | None = None, every: float = 60.0
@@ -174,12 +173,12 @@ class Session:
         self.seconds += time.perf_counter() - began
         self.processor_seconds += time.process_time() - worked
 
-    def _model(self, x: Tensor, warm_up: float) -> LatentModel:
+    def _model(self, x: Tensor, beta: float) -> LatentModel:
         """The model of a minibatch, as the estimators are to see it."""
         model = self.family.model_of(x)
         if "simulable" in self.pair.theta.needs | self.pair.phi.needs and can_dream(self.family, model):
             return Dreaming(model, self.family, self.parameters, x.shape[-1])
-        return tempered(model, self.parameters, warm_up, self.settings.objective.free_bits)
+        return tempered(model, self.parameters, beta, self.settings.objective.free_bits)
 
     def _minibatch(self) -> Tensor:
         place = self.step % self.per_epoch
@@ -329,9 +328,10 @@ class Session:
         """Refuse before the first step what cannot work."""
         model = self.family.model_of(self.images.held_out[: self.settings.data.batch])
         objective = self.settings.objective
-        if objective.warm_up_epochs or objective.free_bits:
+        if objective.another_target:
             require_temperable(self.pair, model, self.parameters, objective.free_bits)
-        model = self._model(self.images.held_out[: self.settings.data.batch], 0.5 if objective.warm_up_epochs else 1.0)
+        beta = objective.kl_weight * (0.5 if objective.warm_up_epochs else 1.0)
+        model = self._model(self.images.held_out[: self.settings.data.batch], beta)
         if reason := self.pair.refuses(model):
             raise Refusal(reason)
         if self.settings.compile:

@@ -32,7 +32,8 @@ class Objective(_Section):
     """Which estimator gives which block its gradient.
 
     ``theta`` and ``phi`` are specifications of registered estimators; an empty ``phi`` is theta's. ``shared``: phi is
-    estimated at the samples that theta drew, however many, and not at its own. ``warm_up_epochs`` and ``free_bits`` change
+    estimated at the samples that theta drew, however many, and not at its own. ``kl_weight`` (what KL(q || prior) counts,
+    from the end of the warm-up on), ``warm_up_epochs`` and ``free_bits`` change
     the target (:mod:`benchmarks.trainer.tempering`).
     """
 
@@ -41,8 +42,14 @@ class Objective(_Section):
     phi: str = ""
     phi_num_samples: int = Field(default=0, ge=0)
     shared: bool = False
+    kl_weight: float = Field(default=1.0, ge=0)
     warm_up_epochs: float = Field(default=0.0, ge=0)
     free_bits: float = Field(default=0.0, ge=0)
+
+    @property
+    def another_target(self) -> bool:
+        """Whether any of the three is asked for."""
+        return self.kl_weight != 1 or bool(self.warm_up_epochs or self.free_bits)
 
 
 class Optimizer(_Section):

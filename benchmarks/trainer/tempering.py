@@ -1,4 +1,4 @@
-"""Deterministic warm-up and free bits: other targets, got by tempering the model, so that every ELBO estimator serves them.
+"""A weight of the divergence, deterministic warm-up and free bits: other targets, got by tempering the model, so that every ELBO estimator serves them.
 
 Both multiply the divergence of q from the prior by some beta, one number or one for each latent:
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from estimators import Block, DiagonalGaussian, Guide, LatentModel, Parameters, Refusal
 
 from .pairing import Pair
+from .settings import Objective
 
 APART = frozenset({"analytic_kl", "invertible_prior"})
 """Either says that the model gives its prior and its likelihood apart."""
@@ -62,27 +63,27 @@ def _each(density: Guide, z: Tensor) -> Tensor:
     return -0.5 * (((z - density.loc) / density.scale).square() + math.log(2 * math.pi)) - density.log_scale
 
 
-def tempered(model: LatentModel, parameters: Parameters, warm_up: float, free_bits: float) -> LatentModel:
+def tempered(model: LatentModel, parameters: Parameters, beta: float, free_bits: float) -> LatentModel:
     """The model to train with: itself where nothing is asked for.
 
     Arguments:
-        warm_up: beta of every latent, 1 from the end of the warm-up on.
+        beta: what the divergence of every latent counts.
         free_bits: lambda, in nats: a latent whose divergence, averaged over the minibatch, is below it has beta 0.
 
     References:
-        Sønderby et al. (2016) for warm-up; Kingma et al. (2016), appendix C.8, for free bits.
+        Higgins et al. (2017) for a weight; Sønderby et al. (2016) for warm-up; Kingma et al. (2016), appendix C.8, for free bits.
     """
-    if warm_up >= 1 and not free_bits:
+    if beta == 1 and not free_bits:
         return model
     if not free_bits:
-        return Tempered(model, parameters, warm_up)
+        return Tempered(model, parameters, beta)
     with torch.no_grad():
         guide, prior = model.guide(parameters["phi"]), model.prior(parameters["theta"])
         assert isinstance(guide, DiagonalGaussian) and isinstance(prior, DiagonalGaussian)
         ratio = guide.log_scale - prior.log_scale
         squares = (2 * ratio).exp() + ((guide.loc - prior.loc) / prior.scale).square()
         divergence = (0.5 * (squares - 1) - ratio).reshape(-1, guide.loc.shape[-1]).mean(0)
-    return Tempered(model, parameters, warm_up * (divergence > free_bits).to(guide.loc.dtype))
+    return Tempered(model, parameters, beta * (divergence > free_bits).to(guide.loc.dtype))
 
 
 def require_temperable(pair: Pair, model: LatentModel, parameters: Parameters, free_bits: float) -> None:
@@ -95,11 +96,11 @@ def require_temperable(pair: Pair, model: LatentModel, parameters: Parameters, f
         target = estimator.targets[block]
         if target is None or target.name != "elbo" or not target.unbiased:
             raise Refusal(
-                f"warm-up and free bits change the ELBO alone; {estimator.label()} estimates {target or 'no target'} "
+                f"KL weights, warm-up and free bits change the ELBO alone; {estimator.label()} estimates {target or 'no target'} "
                 f"for {block}"
             )
     if not model.offers & APART:
-        raise Refusal("warm-up and free bits need a model that gives its prior and its likelihood apart")
+        raise Refusal("KL weights, warm-up and free bits need a model that gives its prior and its likelihood apart")
     if free_bits and not all(
         isinstance(each, DiagonalGaussian)
         for each in (model.guide(parameters["phi"]), model.prior(parameters["theta"]))
@@ -107,7 +108,7 @@ def require_temperable(pair: Pair, model: LatentModel, parameters: Parameters, f
         raise Refusal("free bits need a guide and a prior that are diagonal Gaussians")
 
 
-def target_name(pair: Pair, block: str, warm_up: bool, free_bits: float) -> str:
+def target_name(pair: Pair, block: str, objective: Objective) -> str:
     """What a block's gradient is of, in words, for the record."""
     target = (pair.theta if block == "theta" else pair.phi).targets[block]
     if target is None:
@@ -115,5 +116,11 @@ def target_name(pair: Pair, block: str, warm_up: bool, free_bits: float) -> str:
     many = pair.shared and block == "phi" and pair.theta.random_cost
     text = f"{target.name} of as many samples as theta drew" if many else str(target)
     text += "" if target.unbiased else " (biased)"
-    text += " with its KL times beta, until the warm-up ends" if warm_up else ""
-    return text + (f" with at least {free_bits:g} nats of KL free in each latent" if free_bits else "")
+    weight = f"{objective.kl_weight:g}" if objective.kl_weight != 1 else ""
+    if objective.warm_up_epochs:
+        text += f" with its KL times beta, until the warm-up ends{f' at {weight}' if weight else ''}"
+    elif weight:
+        text += f" with its KL times {weight}"
+    return text + (
+        f" with at least {objective.free_bits:g} nats of KL free in each latent" if objective.free_bits else ""
+    )

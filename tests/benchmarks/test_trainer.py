@@ -135,6 +135,7 @@ def test_pairs_that_make_no_sense_are_refused():
         ({"theta": "iwae", "free_bits": 0.1}, "estimates iwae-5 for theta"),
         ({"theta": "reparameterization", "phi": "dreg", "warm_up_epochs": 1}, "dreg estimates iwae-5 for phi"),
         ({"theta": "reparameterization-analytic-kl", "warm_up_epochs": 1}, "closed form"),
+        ({"theta": "iwae", "kl_weight": 4}, "estimates iwae-5 for theta"),
     ):
         with pytest.raises(Refusal, match=said):
             Session(settings(**objective), images)
@@ -159,7 +160,7 @@ def closed_form(problem, parameters, beta, free):
 
 
 @pytest.mark.parametrize("name", ["reparameterization", "sticking-the-landing", "score-function", "bonnet-price"])
-@pytest.mark.parametrize(("beta", "free"), [(0.3, 0.0), (0.0, 0.0), (1.0, "between"), (0.6, "between")])
+@pytest.mark.parametrize(("beta", "free"), [(0.3, 0.0), (0.0, 0.0), (4.0, 0.0), (1.0, "between"), (0.6, "between")])
 def test_tempered_gradients_are_those_of_the_declared_target(name, beta, free):
     """All noise of one data point's two latents by Gauss-Hermite quadrature: exact for these polynomials, to rounding."""
     problem = LinearGaussian(dim=2, data_dim=3, points=1, seed=1, perturbation=0.4)
@@ -196,6 +197,21 @@ def test_the_warm_up_is_declared_and_ends():
     found = []
     session.run(told=lambda seen: found.append(seen.warm_up))
     assert found[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0]) and set(found[6:]) == {1.0}
+
+
+def test_a_heavy_divergence_collapses_the_latents():
+    """At 100 times its weight q becomes the prior; the same training without it keeps a nat or more."""
+    kept = {}
+    for weight in (1.0, 100.0):
+        objective = {"theta": "reparameterization", "num_samples": 2, "kl_weight": weight}
+        told = settings(**objective).model_copy(update={"optimizer": Optimizer(epochs=60, learning_rate=0.02)})
+        session = Session(told, pictures())
+        session.run()
+        model = session.family.model_of(session.images.held_out)
+        divergence = model.guide(session.parameters["phi"]).kl(model.prior(session.parameters["theta"]))
+        kept[weight] = float(divergence.mean())
+        assert ("its KL times 100" in session.targets()["phi"]) == (weight != 1)
+    assert kept[100.0] < 0.02 and kept[1.0] > 0.5
 
 
 def test_burdas_schedule_is_three_to_the_i_passes():
