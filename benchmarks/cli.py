@@ -15,7 +15,7 @@ import typer
 
 from . import __version__
 from .specs import SpecError
-from .verbs import advising, checking, making, showing, training, watching
+from .verbs import advising, checking, making, showing, studying, training, watching
 from .verbs.common import Json, Plugins, PyroArguments, PyroProgram, fail, pyro_problem
 from .verbs.common import manifest as _manifest
 from .verbs.common import say as _say
@@ -216,7 +216,8 @@ app.command()(making.new)
 app.command()(making.cite)
 app.command()(training.train)
 app.command()(training.evaluate)
-app.command()(training.study)
+app.command()(studying.study)
+app.command()(studying.gradients)
 
 
 def main() -> NoReturn:

@@ -10,6 +10,7 @@ Layout of a run folder::
     cells/<id>.json          one record per finished cell
     moments/<id>.safetensors mean and variance of every coordinate, of blocks of at most 10,000 coordinates
     training/<id>.json       curves of a VAE that the suite trained
+    study/<kind>.json        what a study found; pictures/<name>.safetensors the images of its models
     report.html
     .index                   what the records in cells/ say, in short (:func:`summary`); may be removed at any time
 """
@@ -183,6 +184,18 @@ class TrainingRecord(_Plain):
     settings: dict[str, Any]
     parameters: int
     points: list[TrainingPoint]
+
+
+class StudyRecord(_Plain):
+    """What a study found: paired trainings (``kind`` iwae), or gradients at frozen points of a training (gradients).
+
+    ``data`` is what :mod:`benchmarks.trainer.findings` or :mod:`benchmarks.trainer.gradients` gives, plain numbers and text.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["iwae", "gradients"]
+    data: dict[str, Any]
+    citations: list[str] = []
 
 
 class Manifest(_Plain):

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import safetensors.numpy
 import torch
 
 from . import quiet, records
@@ -149,7 +150,7 @@ def keep_freed_memory() -> None:
 
 
 def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...], threads: int) -> None:
-    """Train what has to be trained, once, and write its curve into the run."""
+    """Train what has to be trained, once, and write its curve and its pictures into the run."""
     problem = Registry(plugins).problem(cell["problem"], cell["dtype"], cell["device"])
     torch.set_num_threads(threads)
     try:
@@ -159,6 +160,10 @@ def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...], threads
     training = problem.training_record()
     if training is not None:
         records.write(Path(folder) / "training" / f"{training.id}.json", training)
+        place = Path(folder) / "pictures" / f"{training.id}.safetensors"
+        arrays = None if place.exists() else problem.pictures()
+        if arrays:
+            records.write_bytes(place, safetensors.numpy.save(arrays))
 
 
 def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[str, Any]:

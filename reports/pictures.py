@@ -67,6 +67,24 @@ def approximated(arrays: Arrays, points: int = 4) -> Figure:
     return figure
 
 
+@styled
+def coded(arrays: Arrays) -> Figure:
+    """The bound as a code: nats of each layer and what is left to the pixels, and of each latent, largest first."""
+    units = np.sort(arrays["unit_rates"])[::-1] if "unit_rates" in arrays else None
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(1, 1 if units is None else 2))
+    rates, distortion = arrays["rates"], float(arrays["distortion"][0])
+    names = [*(f"$z_{{{place + 1}}}$" for place in range(len(rates))), "x given z"]
+    bars = grid[0].barh(names, [*rates, distortion], color=["#0173b2"] * len(rates) + ["#949494"])
+    grid[0].bar_label(bars, fmt="%.1f", padding=3)
+    grid[0].invert_yaxis()
+    grid[0].set(xlabel="nats per image", xlim=(0, 1.15 * max(distortion, *rates)))
+    if units is not None:
+        grid[1].bar(range(1, len(units) + 1), units, width=0.9, color="#0173b2")
+        grid[1].set(xlabel="latents, largest first", ylabel="nats per image")
+    return figure
+
+
 def held(density: np.ndarray, shares: tuple[float, ...]) -> list[float]:
     """The heights above which a density on a grid holds these shares of its mass.
 

@@ -46,7 +46,7 @@ class Plate:
     spare: int
     prefix: str
     draw: Callable[[], Figure]
-    data: pd.DataFrame
+    data: pd.DataFrame | None
     figure: Figure | None = None
     drawing: str = ""
     pdf: str = ""
@@ -76,16 +76,19 @@ class Plates:
         name: str,
         kind: str,
         draw: Callable[[], Figure],
-        data: pd.DataFrame,
+        data: pd.DataFrame | None,
         caption: str,
         alt: str,
         call: str = "",
         spare: int = 0,
     ) -> Plate:
-        """A figure that is to be drawn. ``call`` is what draws it from ``table``, as :data:`SCRIPT` has it."""
-        columns = [column for column in PLOTTED.get(kind, list(data.columns)) if column in data]
+        """A figure that is to be drawn; one without ``data`` has no CSV. ``call`` draws it from ``table``, as in :data:`SCRIPT`."""
+        columns = (
+            [column for column in PLOTTED.get(kind, list(data.columns)) if column in data] if data is not None else []
+        )
         script = SCRIPT.format(runs=self.runs, call=call, name=name) if call else ""
-        plate = Plate(name, caption, alt, script, spare, f"f{len(self.all)}", draw, data[columns])
+        told = None if data is None else data[columns]
+        plate = Plate(name, caption, alt, script, spare, f"f{len(self.all)}", draw, told)
         self.all.append(plate)
         return plate
 
@@ -131,6 +134,8 @@ class Plates:
 
 
 def _csv(plate: Plate) -> str:
+    if plate.data is None:
+        return ""
     return data_uri(to_csv(plate.data.drop_duplicates()).encode("utf-8", "replace"), "text/csv")
 
 

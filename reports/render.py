@@ -13,6 +13,7 @@ import pandas as pd
 from benchmarks.records import write_text
 
 from . import figures, page, paper
+from . import training as trained
 from .findings import findings
 from .interactive import cost_chart
 from .labels import compared, labelled
@@ -73,6 +74,7 @@ def document(runs: Sequence[Run]) -> str:
         "tails": page.tail_rows(means),
         "throughput": _throughput(means, plates) if len(means) else None,
         "training": _training(runs, plates),
+        "trained": trained.section(runs, plates),
         "training_table": page.training_rows(runs, training),
         "pyro": _pyro(pairs, plates),
         "pyro_table": page.pyro_rows(pairs),
@@ -238,4 +240,5 @@ def _bibliography(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Citation keys of exactly the records shown, with their BibTeX entries (empty where the manifest has none)."""
     entries = {key: text for run in runs if run.manifest for key, text in run.manifest.bibliography.items()}
     cited = {key for run in runs for text in run.rows["citations"].unique() for key in text.split()}
+    cited |= {key for run in runs for study in trained.studies(run) for key in study.citations}
     return [(key, entries.get(key, "").strip()) for key in sorted(cited)]

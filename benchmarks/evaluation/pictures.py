@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from estimators.trees import tree_map
 
 from ..data import write_bytes
 from ..problems.family import Family
+from .coding import lossy_code
 
 Arrays = dict[str, np.ndarray]
 
@@ -86,27 +88,43 @@ def posteriors(model: LatentModel, parameters: Parameters, *, side: int = 61, ex
     return found
 
 
+def code(model: LatentModel, parameters: Parameters, generator: torch.Generator) -> Arrays:
+    """The bound as a lossy code, means over data points in nats: ``rates (layers,)``, ``distortion (1,)``, and the rate of
+    each latent, ``unit_rates (D,)``, where these are apart (:func:`~benchmarks.evaluation.coding.lossy_code`).
+
+    Raises:
+        TypeError: for a model that does not give its prior and its likelihood apart.
+    """
+    found = lossy_code(model, parameters, 20, generator)
+    arrays = {
+        "rates": _array(torch.stack([rate.mean() for rate in found.rates])),
+        "distortion": _array(found.distortion.mean()[None]),
+    }
+    return arrays if found.units is None else arrays | {"unit_rates": _array(found.units)}
+
+
 def store(path: Path, arrays: Arrays) -> None:
     """Keep arrays in one safetensors file, float32."""
-    write_bytes(path, safetensors.numpy.save({name: np.ascontiguousarray(each) for name, each in arrays.items()}))
+    write_bytes(path, safetensors.numpy.save(arrays))
 
 
 def album(
     family: Family, parameters: Parameters, x: Tensor, seed: int = 0, *, count: int = 20, side: int = 15
 ) -> Arrays:
-    """All of these that the model has: traversal and posteriors only where the latent is two numbers.
+    """All of these that the model has: traversal and posteriors only where the latent is two numbers, codes of priors apart.
 
     Arguments:
-        x: binary images ``(points, pixels)``, of which ``count`` are reconstructed and four have posteriors drawn.
+        x: binary images ``(points, pixels)``, of which ``count`` are reconstructed, four have posteriors drawn, and the
+            first hundred are coded.
     """
     generator = torch.Generator(x.device).manual_seed(seed)
     found = reconstructions(family, parameters, x[:count], generator)
     found |= samples(family, parameters, count, generator)
-    try:
+    with suppress(TypeError):
         found |= traversal(family, parameters, side, generator)
         found |= posteriors(family.model_of(x[:4]), parameters)
-    except TypeError:
-        pass
+    with suppress(TypeError):
+        found |= code(family.model_of(x[:100]), parameters, generator)
     return found
 
 
@@ -117,4 +135,4 @@ def _two_latents(z: Latent) -> Tensor:
 
 
 def _array(values: Tensor) -> np.ndarray:
-    return values.detach().cpu().float().numpy()
+    return np.ascontiguousarray(values.detach().cpu().float().numpy())

@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,6 +118,17 @@ class TrainedOnDigits(Problem, Family):
             kept = load(self.training_file, self.training_id, self._start())
             return None if kept is None else kept[0]
         return self._training()[0]
+
+    def pictures(self) -> dict[str, np.ndarray] | None:
+        """Of the converged model, whichever checkpoint this is; ``None`` for an untrained one, as the curve is."""
+        from ..evaluation.pictures import album  # which knows families, and through them this module
+
+        if self.training_record() is None:
+            return None
+        parameters = self._training()[1]["converged"]
+        return album(
+            self, {b: {k: v.cpu() for k, v in leaves.items()} for b, leaves in parameters.items()}, _held_out()
+        )
 
     @property
     def training_id(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,6 +101,10 @@ class Problem(LatentModel):
 
     def training_record(self) -> TrainingRecord | None:
         """How the parameters were trained, or ``None`` where they were not."""
+        return None
+
+    def pictures(self) -> dict[str, np.ndarray] | None:
+        """What the trained model looks like (:func:`benchmarks.evaluation.pictures.album`), or ``None``."""
         return None
 
     def tensor(self, values: object) -> Tensor:

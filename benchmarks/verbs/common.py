@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="folder with the data set's own files")]
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A Python file with estimators or problems.")]
 
 PyroProgram = Annotated[

@@ -1,8 +1,7 @@
-"""Verbs that train models, say what they are worth, and compare objectives."""
+"""Verbs that train models and say what they are worth."""
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -14,12 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Json, Plugins, choose, fail, print_json
+from .common import DataDir, Plugins, choose, fail, print_json
 
 if TYPE_CHECKING:
     from ..trainer import Session
-
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="folder with the data set's own files")]
 
 
 def train(
@@ -159,48 +156,6 @@ def evaluate(
         write_text(out, pretty(found))
 
 
-def study(
-    name: Annotated[str, typer.Argument(help="iwae: ELBO against IWAE, and other estimators beside them.")] = "iwae",
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder; finished trainings in it are kept")] = Path(
-        "results/study"
-    ),
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="processes; 0: one per core")] = 0,
-    seeds: Annotated[int, typer.Option(min=2, help="paired repetitions")] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="of each training")] = 60,
-    images: Annotated[int, typer.Option(min=2, help="held-out images")] = 500,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-K", min=2, help="K of the held-out L_K")] = 1000,
-    arm: Annotated[list[str] | None, typer.Option(help="only these arms")] = None,
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, omniglot")] = "digits",
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
-    """Train the same network by several estimators, seed by seed, and compare what comes out."""
-    from ..data import DataError
-    from ..images import load
-    from ..records import pretty, write_text
-    from ..runner import interruptible, usable_cores
-    from ..specs import SpecError
-    from ..trainer import findings
-    from ..trainer.study import ARMS, Plan, run
-
-    choose(name, ("iwae",), "study")
-    arms = tuple(choose(each, tuple(ARMS), "arm") for each in arm) if arm else tuple(ARMS)
-    plan = Plan(arms, seeds, epochs, images, num_samples, data=data, folder=str(data_dir or ""))
-    try:
-        load(data, folder=data_dir)
-        with interruptible():
-            results = run(plan, out, jobs or usable_cores(), _counter())
-    except (SpecError, DataError) as wrong:
-        fail(wrong)
-    except KeyboardInterrupt:
-        fail(f"stopped; finished trainings are kept, run the same command again to go on in {out}", 130)
-    found = findings.of(results, plan)
-    text = findings.markdown(found)
-    write_text(out / "findings.json", pretty(found))
-    write_text(out / "findings.md", text)
-    typer.echo(json.dumps(found, indent=1) if as_json else text)
-
-
 def _assignment(text: str) -> tuple[str, Any]:
     """``data.batch=20`` as name and value; a value that is not TOML is text."""
     name, equals, value = text.partition("=")
@@ -259,16 +214,3 @@ def _bar(session: Session, until: int | None) -> Iterator[Callable[[Session], No
                 print(f"step {seen.step} of {end}  {shown}  {left:.0f} s left", file=sys.stderr, flush=True)
 
         yield tell
-
-
-def _counter() -> Callable[[int, int, str], None]:
-    began, at_first = time.monotonic(), -1
-
-    def tell(done: int, total: int, name: str) -> None:
-        nonlocal at_first
-        at_first = done if at_first < 0 else at_first
-        spent = time.monotonic() - began
-        left = f", about {spent / (done - at_first) * (total - done):.0f} s left" if done > at_first else ""
-        typer.echo(f"{done} of {total} trainings{left}{f': {name}' if name else ''}", err=True)
-
-    return tell

@@ -7,16 +7,18 @@ import math
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from scipy import stats
 from typer.testing import CliRunner
 
 from benchmarks import cli
 from benchmarks import data as digits_data
+from benchmarks.records import StudyRecord, read
 from benchmarks.trainer import assess, family, findings
 from benchmarks.trainer.study import ARMS, Plan, run
 
-PLAN = Plan(("elbo-5", "iwae-5"), seeds=3)
+PLAN = Plan(("elbo-5", "iwae-5"), seeds=3, close_images=0)
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +68,35 @@ def test_equal_cost_is_read_off_the_curves_where_the_cheapest_ends():
     assert found["equal_cost"]["processor_seconds"]["heldout_bound"]["iwae-5"][0] == -7
     assert found["curves"]["elbo-5"]["heldout_bound"] == [-10, -8, -6, -4]
     text = findings.markdown(found)
-    assert "| iwae-5 | 83.83 +- 0.76 | 9.00 +- 1.00 |" in text and "iwae-5 - elbo-5 | +0.93" in text
-    assert "86.47 | 86.35" in text and "4,000 for training and not 60,000" in text
+    assert "| iwae-5 | 83.83 +- 0.76 | - | 9.00 +- 1.00 |" in text and "iwae-5 - elbo-5 | +0.93" in text
+    assert "5: 86.47 (20), 50: 86.35 (20)" in text and "4,000 for training and not 60,000" in text
+
+
+def test_bands_and_evaluations_with_more_samples():
+    """95 % bands by Student's t over seeds, and the second evaluation where all of a pair have it."""
+    results, *_ = some_results()
+    for place, each in enumerate(results):
+        each["more_samples"] = {"log_p_lower": each["likelihood"]["log_p_lower"] + 0.1 * place}
+        for point in each["points"]:
+            point["heldout_bound"] += place % 3  # 0, 1, 2 over the seeds of each arm
+    found = findings.of(results, PLAN)
+    assert found["curves"]["iwae-5"]["heldout_bound_half"] == pytest.approx([4.302653 / math.sqrt(3)] * 4)
+    assert found["rows"][1]["log_p_more"] == pytest.approx(found["rows"][1]["log_p"] + 0.1)
+    pair = found["pairs"][0]
+    assert pair["log_p_more"]["difference"] == pytest.approx(pair["log_p"]["difference"] - 0.3)
+    del results[0]["more_samples"]
+    assert "log_p_more" not in findings.of(results, PLAN)["pairs"][0]
+
+
+def test_published_rows_are_those_of_the_papers():
+    """Burda et al., table 1, and Luo et al., table 1, typed in again; every number stands in the text."""
+    rows = {
+        (row["source"], row["method"]): dict(zip(row["k"], row["nll"], strict=True)) for row in findings.PUBLISHED_NLL
+    }
+    assert rows["Burda et al. 2016", "IWAE"] == {1: 86.76, 5: 85.54, 50: 84.78}
+    assert rows["Luo et al. 2020", "SUMO"] == {5: 85.09, 15: 84.71, 50: 84.40}
+    text = findings.markdown(findings.of(some_results()[0], PLAN))
+    assert all(f"{k}: {nll:.2f}" in text for row in rows.values() for k, nll in row.items())
 
 
 def test_a_failed_training_is_told_and_left_out():
@@ -78,11 +107,29 @@ def test_a_failed_training_is_told_and_left_out():
 
 
 def test_a_study_keeps_what_is_finished(tmp_path, monkeypatch):
-    plan = Plan(("elbo-5", "iwae-5"), seeds=1, epochs=1, images=10, num_samples=30, model="vae[hidden=8,latent=2]")
+    monkeypatch.setattr("benchmarks.trainer.study.PLANE_MODEL", "vae[hidden=6,latent=2]")
+    plan = Plan(
+        ("elbo-5", "iwae-5"),
+        seeds=1,
+        epochs=1,
+        images=10,
+        num_samples=4,
+        model="vae[hidden=8,latent=3]",
+        close_images=2,
+    )
     told = []
     first = run(plan, tmp_path, 1, lambda *what: told.append(what))
-    assert [(each["arm"], each["seed"]) for each in first] == [("elbo-5", 0), ("iwae-5", 0)]
-    assert told[0][:2] == (0, 2) and told[-1][:2] == (2, 2)
+    cells = [("elbo-5", 0), ("iwae-5", 0), ("plane elbo-5", 0), ("plane iwae-5", 0)]
+    assert [(each["arm"], each["seed"]) for each in first] == plan.cells() == cells
+    assert told[0][:2] == (0, 4) and told[-1][:2] == (4, 4)
+    # of the first seed: where the bound is lost, and pictures; of two latents the plane as well
+    close = first[0]["close"]
+    assert {"diagonal", "full-rank"} <= set(close["gaps"]) and close["corrected"]["num_samples"] == 5
+    assert first[0]["more_samples"]["num_samples"] == 20 and "close" not in first[2]
+    for arm, plane in (("elbo-5", False), ("plane-iwae-5", True)):
+        arrays = safetensors.numpy.load_file(tmp_path / "pictures" / f"{arm}.safetensors")
+        assert {"original", "sample"} <= set(arrays) and ("traversal" in arrays) == plane
+    assert [row["arm"] for row in findings.of(first, plan)["rows"]] == ["elbo-5", "iwae-5"]
     monkeypatch.setattr("benchmarks.trainer.study._one", None)
     assert run(plan, tmp_path, 1, lambda *what: None) == first
     # pairs start from the same parameters and see the same images, so their first points are of one model
@@ -160,6 +207,36 @@ def test_verbs_train_evaluate_and_refuse(tmp_path):
         (["evaluate", str(out), "--gaps", "diagnal"], "did you mean 'diagonal'"),
         (["study", "elbo"], "no study 'elbo'"),
         (["study", "--arm", "iwae-7"], "did you mean"),
+        (["study", "--model", "vea", "-o", str(tmp_path / "none")], "did you mean 'vae'"),
     ):
         refused = runner.invoke(cli.app, words)
         assert refused.exit_code == 2 and said in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_study_verb_leaves_a_folder_that_a_report_reads(tmp_path, monkeypatch):
+    """One command, one folder with a manifest, a checked record and a page of text."""
+    runner = CliRunner()
+    monkeypatch.setattr("benchmarks.trainer.study.PLANE_MODEL", "vae[hidden=6,latent=2]")
+    words = [
+        "study",
+        "--arm",
+        "elbo-5",
+        "--arm",
+        "iwae-5",
+        "--seeds",
+        "2",
+        "--epochs",
+        "1",
+        "--images",
+        "10",
+        "-K",
+        "10",
+    ]
+    done = runner.invoke(cli.app, [*words, "--model", "vae[hidden=8,latent=3]", "-j", "1", "-o", str(tmp_path)])
+    assert done.exit_code == 0 and "| iwae-5 - elbo-5 |" in done.stdout and "q_IW of 5 samples" in done.stdout
+    record = read(tmp_path / "study" / "iwae.json", StudyRecord)
+    assert record.data["plan"]["seeds"] == 2 and "burda2016" in record.citations
+    assert (tmp_path / "findings.md").read_text() in done.stdout
+    shown = runner.invoke(cli.app, ["report", str(tmp_path)])
+    assert shown.exit_code == 0 and "2 paired seeds" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -59,14 +59,38 @@ def test_an_album_is_stored_and_drawn(tmp_path):
     assert {name: each.shape for name, each in arrays.items()} == {
         "original": (3, 4), "reconstruction": (3, 4), "sample": (6, 4), "traversal": (16, 4),
         "horizontal": (3, 61), "vertical": (3, 61), "posterior": (3, 61, 61), "guide": (3, 61, 61),
+        "rates": (1,), "distortion": (1,), "unit_rates": (2,),
     }  # fmt: skip
     np.testing.assert_array_equal(arrays["original"], x.numpy())
     pictures.store(tmp_path / "pictures.safetensors", arrays)
     read = drawn.read(tmp_path / "pictures.safetensors")
     assert all(np.array_equal(read[name], each) for name, each in arrays.items()) and len(read) == len(arrays)
-    for figure in (drawn.reconstructed(read), drawn.sampled(read), drawn.traversed(read), drawn.approximated(read)):
+    for draw in (drawn.reconstructed, drawn.sampled, drawn.traversed, drawn.approximated, drawn.coded):
+        figure = draw(read)
         figure.savefig(tmp_path / "figure.svg")
         assert figure.axes
+
+
+def test_a_code_is_the_bound_taken_apart():
+    """Rates are KL(q || prior) of torch.distributions, unit by unit; rates and distortion together are minus the ELBO."""
+    parameters, x = start(PLANE), torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]])
+    model = PLANE.model_of(x)
+    found = pictures.code(model, parameters, torch.Generator().manual_seed(0))
+    guide = model.guide(parameters["phi"])
+    q = torch.distributions.Normal(guide.loc, guide.scale)
+    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).mean(0)
+    np.testing.assert_allclose(found["unit_rates"], kl.numpy(), rtol=1e-5)
+    assert found["rates"][0] == pytest.approx(float(kl.sum()), rel=1e-5)
+    z = guide.transform(guide.noise((20_000,), torch.Generator().manual_seed(1)))
+    distortion = -model.log_likelihood(parameters["theta"], z)
+    error = float(distortion.std()) / np.sqrt(2 * 20)
+    assert abs(found["distortion"][0] - float(distortion.mean())) < 4.5 * error
+    figure = drawn.coded(found)
+    lengths = [bar.get_width() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(lengths, [found["rates"][0], found["distortion"][0]])
+    np.testing.assert_allclose(
+        [bar.get_height() for bar in figure.axes[1].patches], np.sort(kl.numpy())[::-1], rtol=1e-5
+    )
 
 
 def test_images_stand_in_their_places():
@@ -83,10 +107,9 @@ def test_images_stand_in_their_places():
 @pytest.mark.parametrize("family", [Layered("3-2", "4-3"), Autoregressive(latent=3, hidden=3, channels=2, layers=1)])
 def test_models_without_a_plane_have_no_traversal(family):
     parameters = start(family)
-    assert set(pictures.album(family, parameters, torch.ones(2, 4), count=3)) == {
-        "original",
-        "reconstruction",
-        "sample",
-    }
+    arrays = pictures.album(family, parameters, torch.ones(2, 4), count=3)
+    layers = 2 if isinstance(family, Layered) else 1
+    assert arrays["rates"].shape == (layers,) and ("unit_rates" in arrays) == (layers == 1)
+    assert not {"traversal", "posterior"} & set(arrays) and {"original", "sample"} <= set(arrays)
     with pytest.raises(TypeError, match="exactly two latents"):
         pictures.traversal(family, parameters, 3, torch.Generator())
