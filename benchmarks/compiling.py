@@ -7,8 +7,10 @@ takes seconds for each cell, and is reported apart from the seconds that a gradi
 from __future__ import annotations
 
 import importlib
+import itertools
 import threading
 import time
+import types
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -56,9 +58,11 @@ class CompiledRows:
         self.size = size
         self.problem: str | None = None
         self.seconds: float | None = None
+        # One program for one size: there is nothing to guard, and looking costs a tenth of a batch's time.
+        settings["options"] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, **settings.get("options", {})}
         if settings.get("backend", "inductor") == "inductor":
             # In this process: helpers of its own would outlive the cell.
-            settings["options"] = {"compile_threads": 1, **settings.get("options", {})}
+            settings["options"] |= {"compile_threads": 1}
             with suppress(
                 ImportError
             ):  # where it is there, torch shows progress by it, and leaves a thread and a semaphore behind
@@ -67,7 +71,7 @@ class CompiledRows:
                 tqdm.set_lock(threading.RLock())
         # What was compiled before this is of another cell, and would count towards torch's limit of variants.
         torch._dynamo.reset()
-        self._compiled = torch.compile(eager, fullgraph=True, dynamic=False, **settings)
+        self._compiled = torch.compile(_with_code_of_its_own(eager), fullgraph=True, dynamic=False, **settings)
 
     def __call__(self, noise: Any) -> Tensor:
         count = len(tree_leaves(noise)[0])
@@ -88,6 +92,19 @@ class CompiledRows:
             return self.eager(noise)
         finally:
             self.seconds = time.perf_counter() - start
+
+
+def _with_code_of_its_own(rows: Rows) -> Rows:
+    """The same function. torch keeps programs by the code they are of: without guards, two functions must not share it."""
+
+    def called(noise: Any) -> Tensor:
+        return rows(noise)
+
+    code = called.__code__.replace(co_name=f"rows_{next(_NUMBERS)}")
+    return types.FunctionType(code, called.__globals__, code.co_name, called.__defaults__, called.__closure__)
+
+
+_NUMBERS = itertools.count()
 
 
 def _filled(leaf: Tensor, size: int) -> Tensor:

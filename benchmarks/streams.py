@@ -34,5 +34,5 @@ def batch_rows(problem: Problem, num_samples: int) -> int:
     with torch.no_grad():
         guide = problem.guide(parameters["phi"])
         noise = sum(leaf.numel() for leaf in tree_leaves(guide.noise((1,), torch.Generator(problem.device))))
-    per_replicate = num_samples * (8 * noise + problem.data.numel()) + size
+    per_replicate = num_samples * (11 * noise + problem.data.numel()) + size
     return int(min(max(WORKING_SET // per_replicate, 1), 2048))

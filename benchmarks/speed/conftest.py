@@ -89,6 +89,20 @@ def timed() -> Callable[..., Times]:
     return in_turns
 
 
+def beside(found: float, asked: float | None, *, at_most: bool = False) -> str:
+    """A figure and what is asked of it, and whether it falls short."""
+    if asked is None:
+        return f"{found:.2f}"
+    met = found <= asked if at_most else found >= asked
+    return f"{found:.2f} ({'at most' if at_most else 'at least'} {asked:g} asked{'' if met else ', MISSED'})"
+
+
+@pytest.fixture(scope="session")
+def asked() -> Callable[..., str]:
+    """:func:`beside`."""
+    return beside
+
+
 @pytest.fixture(scope="session")
 def by_hand() -> Callable[..., None]:
     """:func:`loop_by_hand`."""

@@ -20,7 +20,7 @@ BATCHES = 20
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["iwae", "dreg", "vimco"])
-def test_compiled_engine(benchmark, ratios, timed, by_hand, one_thread, name, dtype):
+def test_compiled_engine(benchmark, ratios, asked, timed, by_hand, one_thread, name, dtype):
     problem, generator = Rainforth(dim=DIM, points=1, dtype=dtype), torch.Generator().manual_seed(0)
     estimator, pyro = estimators.get(name, num_samples=K), PyroRenyiELBO(num_samples=K)
     rows, compiled = batch_rows(problem, K), compiled_rows(estimator, problem)
@@ -46,9 +46,11 @@ def test_compiled_engine(benchmark, ratios, timed, by_hand, one_thread, name, dt
     )
     shown = {other: round(taken.ratio(other, "compiled"), 2) for other in ("eager", "loop", "pyro", "normals")}
     rate = 1 / taken.median("compiled")
+    wanted = {"loop": 45.0, "pyro": 180.0, "normals": 0.6} if (name, dtype) == ("iwae", "float32") else {}
+    told = {other: asked(shown[other], wanted.get(other)) for other in ("loop", "pyro", "normals")}
     ratios.append(
-        f"{name} compiled, {dtype}: {rate:8.0f} gradients/s, {shown['eager']} x eager, {shown['loop']} x loop, "
-        f"{shown['pyro']} x pyro; {shown['normals']:.0%} of what its normals allow; compiled in {compiled.seconds:.1f} s"
+        f"{name} compiled, {dtype}: {rate:8.0f} gradients/s, {shown['eager']} x eager, {told['loop']} x loop, "
+        f"{told['pyro']} x Pyro; {told['normals']} of the floor of its normals; compiled in {compiled.seconds:.1f} s"
     )
     benchmark.extra_info.update(shown, compile_seconds=compiled.seconds)
     benchmark.pedantic(engine, args=(compiled,), rounds=9)

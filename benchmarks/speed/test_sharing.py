@@ -23,7 +23,7 @@ DOZEN = (
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("num_samples", [8, 64])
-def test_a_dozen_rules_together(benchmark, ratios, timed, one_thread, num_samples, dtype):
+def test_a_dozen_rules_together(benchmark, ratios, asked, timed, one_thread, num_samples, dtype):
     problem, generator = Rainforth(dim=20, points=1, dtype=dtype), torch.Generator().manual_seed(0)
     chosen = [estimators.get(name, num_samples=num_samples) for name in DOZEN]
     work = (problem, problem.parameters, batch_rows(problem, num_samples), generator)
@@ -34,13 +34,13 @@ def test_a_dozen_rules_together(benchmark, ratios, timed, one_thread, num_sample
         }
     )
     ratio = taken.ratio("alone", "together")
-    ratios.append(f"12 rules that share draws, {dtype}, K = {num_samples}: {ratio:.2f} x their separate runs")
+    ratios.append(f"12 rules that share draws, {dtype}, K = {num_samples}: {asked(ratio, 4.0)} x their separate runs")
     benchmark.extra_info["ratio"] = ratio
     benchmark.pedantic(stacked_together, args=(chosen, *work), rounds=9)
     assert ratio > 1.3
 
 
-def test_moments_of_a_network_beside_training_steps(benchmark, ratios, timed, one_thread):
+def test_moments_of_a_network_beside_training_steps(benchmark, ratios, asked, timed, one_thread):
     """All 425,284 parameters, K = 5, 400 replicates, against as many steps of Adam on the same data."""
     problem, generator = DigitsVAE(checkpoint="start"), torch.Generator().manual_seed(0)
     estimator, sizes, count = estimators.get("iwae", num_samples=5), block_sizes(problem), 400
@@ -70,7 +70,7 @@ def test_moments_of_a_network_beside_training_steps(benchmark, ratios, timed, on
     found = {name: round(taken.ratio(name, "steps"), 3) for name in ("gradients", "moments")}
     ratios.append(
         f"digits-vae, K = 5, {count} replicates: {1e3 * taken.median('steps'):.2f} ms a training step, gradients alone "
-        f"{found['gradients']} of it, with the moments of all parameters {found['moments']}"
+        f"{found['gradients']} of it, with the moments of all parameters {asked(found['moments'], 1.15, at_most=True)}"
     )
     benchmark.extra_info.update(found)
     benchmark.pedantic(measured, rounds=1)

@@ -125,3 +125,18 @@ def test_the_real_compiler_gives_the_eager_numbers_or_says_why_not():
     expected = replicates.stacked(estimator, problem, problem.parameters, 50, streams[1])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert (compiled.problem is None) == (compiling.obstacle("cpu") is None)
+
+
+def test_two_compiled_at_once_keep_to_their_own():
+    """Nothing is guarded, so that each must have a program of its own, whichever was made or called last."""
+    problem = Rainforth(dim=2, points=1)
+    noise = torch.randn(4, 3, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    eager = {
+        name: replicates.vectorised(estimators.get(name, num_samples=3), problem, problem.parameters)
+        for name in ("iwae", "dreg")
+    }
+    compiled = {name: CompiledRows(rows, 4, backend=traced()[0]) for name, rows in eager.items()}
+    for name in ("iwae", "dreg", "iwae", "dreg"):
+        torch.testing.assert_close(compiled[name](noise), eager[name](noise), rtol=1e-12, atol=1e-13)
+        assert compiled[name].problem is None
+    assert not torch.allclose(eager["iwae"](noise), eager["dreg"](noise))
