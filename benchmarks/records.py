@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -35,6 +36,9 @@ SCHEMA_VERSION = 2
 
 SHARED = "shared draws"
 """The entry of a cell's versions that says by which arithmetic its estimates share draws with others' (``--share``)."""
+
+LARGEST = 2**28
+"""Bytes of a record that is read: a manifest of ten million cells has fewer."""
 
 Status = Literal["ok", "refused", "error", "timeout", "killed", "nonfinite"]
 Verdict = Literal["PASS", "BIASED", "INCONCLUSIVE", "HEAVY_TAIL", "NONFINITE", "NO_REFERENCE"]
@@ -255,6 +259,20 @@ def write_bytes(path: Path, content: bytes) -> int:
     return inode
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes; nothing is waited for, as a pipe by that name would ask.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is something else, or larger.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            raise ValueError(f"no regular file of at most {most} bytes")
+        return stream.read(most + 1)
+
+
 def write(path: Path, record: BaseModel) -> None:
     """Write a record with the checksum of its content; that of a cell gets a line in the run's index.
 
@@ -268,9 +286,9 @@ def write(path: Path, record: BaseModel) -> None:
     inode = write_text(path, pretty({**body, "checksum": _checksum(canonical)}))
     if isinstance(record, Record) and path.parent.name == "cells":
         with suppress(OSError):  # without the line, the record itself is read
-            stat = path.stat()
-            if stat.st_ino == inode:  # not that of another run on this folder, which was quicker
-                note(path.parent.parent, [Entry.of(path.name, stat, record.status, record.seconds)])
+            found = path.stat()
+            if found.st_ino == inode:  # not that of another run on this folder, which was quicker
+                note(path.parent.parent, [Entry.of(path.name, found, record.status, record.seconds)])
 
 
 def write_cell(run: Path, record: Record) -> None:
@@ -295,7 +313,7 @@ def read(path: Path, kind: type[R]) -> R:
             field is missing, unknown or of the wrong type.
     """
     try:
-        body = json.loads(path.read_bytes())
+        body = json.loads(read_bytes(path, LARGEST))
     except (OSError, ValueError, RecursionError) as problem:
         raise RecordError(f"{path.name}: unreadable ({type(problem).__name__})") from problem
     if not isinstance(body, dict):
@@ -367,16 +385,16 @@ def summary(run: Path) -> Summary:
     found: dict[str, tuple[Status, float]] = {}
     unreadable: dict[str, str] = {}
     fresh: list[Entry] = []
-    for name, stat in sorted(files.items()):
+    for name, marks in sorted(files.items()):
         entry = known.get(name)
-        if entry is None or entry.marks != Entry.of(name, stat, "", 0.0).marks:
+        if entry is None or entry.marks != Entry.of(name, marks, "", 0.0).marks:
             try:
                 record = _read_cell(run / "cells" / name)
             except RecordError as problem:
                 unreadable[name] = str(problem)
                 continue
             # The marks are of before the reading: whoever wrote in between makes them differ.
-            entry = Entry.of(name, stat, record.status, record.seconds)
+            entry = Entry.of(name, marks, record.status, record.seconds)
             fresh.append(entry)
         found[name.removesuffix(".json")] = (entry.status, entry.seconds)  # type: ignore[assignment]
     if fresh:

@@ -103,8 +103,8 @@ def look(path: Path) -> Head:
         DataError: if it cannot be read, is no such file, or has not the size that its head asks for.
     """
     try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
+            size = os.fstat(stream.fileno()).st_size  # of a pipe: nothing
             first = stream.read(8)
             length = int.from_bytes(first, "little")
             if len(first) < 8 or not 2 <= length <= min(size - 8, LONGEST_HEAD):

@@ -169,10 +169,28 @@ def test_a_folder_that_may_only_be_read(gradest, whole):
 
 
 def give_up_rights():
-    """Of capabilities, the one by which the superuser writes where nobody may."""
-    pr_capbset_drop, cap_dac_override = 24, 1
+    """Of capabilities, those by which the superuser writes and reads where nobody may."""
+    pr_capbset_drop, cap_dac_override, cap_dac_read_search = 24, 1, 2
     if os.geteuid() == 0:
-        assert ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0) == 0
+        for right in (cap_dac_override, cap_dac_read_search):
+            assert ctypes.CDLL(None).prctl(pr_capbset_drop, right, 0, 0, 0) == 0
+
+
+def test_records_that_cannot_be_read_are_set_aside_and_measured_again(gradest, folder, whole, same):
+    """One that nobody may read, one that is a folder, one a pipe that nobody writes to, one of a tebibyte of nothing."""
+    paths = sorted((folder / "cells").glob("*.json"))
+    paths[0].chmod(0)
+    for path, make in ((paths[1], Path.mkdir), (paths[2], os.mkfifo), (paths[3], Path.touch)):
+        path.unlink()
+        make(path)
+    os.truncate(paths[3], 2**40)
+    said = gradest("status", folder, preexec_fn=give_up_rights)
+    assert said.returncode == 0 and said.stdout.startswith("ok 0 ") and "unreadable 4" in said.stdout, said
+    assert "PermissionError" in said.stdout and "IsADirectoryError" in said.stdout  # the faults were there
+    done = gradest(*ASKED, folder, preexec_fn=give_up_rights)
+    assert done.returncode == 0 and done.stdout.startswith("4 cells measured, 0 failed"), done.stderr
+    assert all(f"set aside, measured again: {path.name}: unreadable" in done.stderr for path in paths)
+    assert same(whole, folder) == 4
 
 
 FULL = """
@@ -184,37 +202,49 @@ main()
 """
 
 
-def test_a_disk_that_fills_up(whole, same, tmp_path):
-    """A file system of few pages where this process may mount one; else files of few bytes, which fail in the same call."""
-    disk, kept = tmp_path / "disk", tmp_path / "kept"
-    disk.mkdir()
-    command = " ".join([sys.executable, "-c", '"$FULL"', *ASKED, str(disk / "run")])
-    pages = 10  # of 4 KiB: room for the manifest and a record or two
-    script = f"""
-        mount -t tmpfs -o size={pages * 4096} none {disk} || exit 77
-        {command}; echo "first: $?"; cp -r {disk}/run {kept}
-        mount -o remount,size=10m {disk}
-        {command}; echo "second: $?"; cp -r {disk}/run {tmp_path}/resumed
-    """
-    environment = {**os.environ, "FULL": FULL}
-    mounted = subprocess.run(
-        ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else []), "sh", "-c", script],
-        **{"capture_output": True, "text": True, "env": environment},
+def fill_up(script, prefix, fault, whole, same, tmp_path):
+    """Two runs, the second with room again: what the first left, it kept; what it could not write, it told."""
+    done = subprocess.run(
+        [*prefix, "sh", "-c", script], capture_output=True, text=True, env={**os.environ, "FULL": FULL}
     )
-    if mounted.returncode == 77 or "unshare" in mounted.stderr:
-        size = max(path.stat().st_size for path in whole.glob("*.json"))
-        script = f"""
-            (ulimit -f {size // 512 + 1}; {command}); echo "first: $?"; cp -r {disk}/run {kept}
-            {command}; echo "second: $?"; cp -r {disk}/run {tmp_path}/resumed
-        """
-        mounted = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=environment)
-    assert "first: 3\n" in mounted.stdout and "second: 0\n" in mounted.stdout, mounted
-    assert "No space left" in mounted.stderr or "File too large" in mounted.stderr
-    assert "Traceback" not in mounted.stderr and "run the same command again" in mounted.stderr
-    found, unreadable = records.read_cells(kept)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"this process may not mount a file system, so no disk was filled: {done.stderr.strip()}")
+    assert "first: 3\n" in done.stdout and "second: 0\n" in done.stdout, done
+    assert fault in done.stderr
+    assert "Traceback" not in done.stderr and "run the same command again" in done.stderr
+    found, unreadable = records.read_cells(tmp_path / "kept")
     assert not unreadable and len(found) < 4
     assert {record.status for record in found.values()} <= {"ok"}
     assert same(whole, tmp_path / "resumed") == 4
+
+
+def asked(folder):
+    return " ".join([sys.executable, "-c", '"$FULL"', *ASKED, str(folder)])
+
+
+def test_a_disk_that_fills_up(whole, same, tmp_path):
+    """A file system with room for the manifest and a record or two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command, pages = asked(disk / "run"), 10  # of 4 KiB
+    script = f"""
+        mount -t tmpfs -o size={pages * 4096} none {disk} || exit 77
+        {command}; echo "first: $?"; cp -r {disk}/run {tmp_path}/kept
+        mount -o remount,size=10m {disk}
+        {command}; echo "second: $?"; cp -r {disk}/run {tmp_path}/resumed
+    """
+    prefix = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+    fill_up(script, prefix, "No space left", whole, same, tmp_path)
+
+
+def test_files_that_may_not_grow(whole, same, tmp_path):
+    """A limit on the size of files, as quotas are: the call that fails on a full disk fails."""
+    command, size = asked(tmp_path / "run"), max(path.stat().st_size for path in whole.glob("*.json"))
+    script = f"""
+        (ulimit -f {size // 512 + 1}; {command}); echo "first: $?"; cp -r {tmp_path}/run {tmp_path}/kept
+        {command}; echo "second: $?"; cp -r {tmp_path}/run {tmp_path}/resumed
+    """
+    fill_up(script, [], "File too large", whole, same, tmp_path)
 
 
 def interrupt(process, times=1, number=signal.SIGINT):
