@@ -6,9 +6,11 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
@@ -124,3 +126,69 @@ def test_every_command_runs(page, tmp_path, monkeypatch):
 def test_the_workflow_is_the_documented_one():
     shown = re.search(r"(?ms)^```yaml\n(.*?)^```", PAGES["ci.md"])[1]
     assert (ROOT / "examples" / "gradest-workflow.yml").read_text(encoding="utf-8").endswith(shown)
+
+
+def test_the_job_array_is_a_script_that_asks_for_shards(tmp_path):
+    """Run by bash with a command in place of ours, as the third of four tasks: that is what would be begun."""
+    told = tmp_path / "gradest"
+    told.write_text('#!/bin/sh\necho "$@"\n')
+    told.chmod(0o755)
+    script = ROOT / "examples" / "job_array.sh"
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    done = subprocess.run(["bash", script, "suite.toml"], capture_output=True, text=True, env=variables)
+    assert done.stdout == "run suite.toml --shard 3/4 -j 8 --out results/part-3\n", done.stderr
+    words = [*done.stdout.split(), "--dry-run", "-p", "gaussian-1d", "-e", "iwae", "-R", "10"]
+    words.remove("suite.toml")
+    assert gradest(shlex.join(words)) == 0
+    assert subprocess.run(["bash", script, "suite.toml"], capture_output=True, env={"PATH": "/bin"}).returncode != 0
+
+
+class Made:
+    """In place of a cluster: what was asked of it."""
+
+    scheduler_address = "tcp://192.0.2.1:8786"
+
+    def __init__(self, **asked):
+        self.asked, self.adapted = asked, {}
+        Made.last = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *problem):
+        pass
+
+    def adapt(self, **limits):
+        self.adapted = limits
+
+
+def made_cluster_spec(name, image, **asked):
+    """The part of dask-kubernetes' specification that is changed, as version 2026.3.0 makes it."""
+    container = {"image": image, "args": asked["worker_command"], "env": asked["env"]}
+    return {"spec": {"worker": {"replicas": asked["n_workers"], "spec": {"containers": [container]}}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("slurm", ["--cores", "4"]), ("kubernetes", ["--image", "gradest:1", "--claim", "results"])]
+)
+def test_clusters_are_made_and_their_address_told(name, words, tmp_path, monkeypatch):
+    """The files are run whole; only the libraries that talk to SLURM and Kubernetes are stood in for."""
+    slurm, operator, parent = (ModuleType(each) for each in ("dask_jobqueue", "operator", "dask_kubernetes"))
+    slurm.SLURMCluster = operator.KubeCluster = Made
+    operator.make_cluster_spec = made_cluster_spec
+    for place, module in (
+        *[("dask_jobqueue", slurm), ("dask_kubernetes", parent), ("dask_kubernetes.operator", operator)],
+    ):
+        monkeypatch.setitem(sys.modules, place, module)
+    monkeypatch.setattr(signal, "sigwait", lambda numbers: signal.SIGINT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"cluster_{name}.py", *words, "--workers", "7"])
+    runpy.run_path(str(ROOT / "examples" / f"cluster_{name}.py"), run_name="__main__")
+    assert (tmp_path / "cluster.txt").read_text() == Made.scheduler_address
+    assert Made.last.adapted == {"minimum": 0, "maximum": 7}
+    if name == "slurm":
+        assert Made.last.asked["cores"] == Made.last.asked["processes"] == 4
+    else:
+        pod = Made.last.asked["custom_cluster_spec"]["spec"]["worker"]["spec"]
+        assert pod["containers"][0]["args"][:2] == ["dask", "worker"] and "--nthreads" in pod["containers"][0]["args"]
+        assert pod["containers"][0]["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]

@@ -79,6 +79,18 @@ def test_the_numbers_are_those_of_local_workers(gradest, cluster, local, same, t
     assert gradest(*ASKED, *cluster.options, "-o", tmp_path / "run").stdout.startswith("0 cells measured")
 
 
+def test_a_thousand_small_cells(gradest, cluster, same, stored, tmp_path):
+    """Two replicates each, on two workers; the first fifty as local workers measure them."""
+    small = ["run", "-p", "gaussian-1d", "-e", "iwae", "-K", "2", "-R", "2"]
+    cluster.add()
+    cluster.add()
+    done = gradest(*small, "--seeds", "1000", *cluster.options, "-o", tmp_path / "run")
+    assert done.returncode == 0 and done.stdout.startswith("1000 cells measured, 0 failed"), done.stderr
+    assert len(stored(tmp_path / "run")) == 1000
+    assert gradest(*small, "--seeds", "50", "-j", "2", "-o", tmp_path / "local").returncode == 0
+    assert same(tmp_path / "local", tmp_path / "run") == 50
+
+
 def test_a_killed_worker_costs_at_most_what_was_in_flight(gradest, cluster, local, same, until, tmp_path):
     cluster.add("--no-nanny")
     cluster.add("--no-nanny")
