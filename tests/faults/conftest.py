@@ -69,12 +69,12 @@ def workers_of():
 
 @pytest.fixture(scope="session")
 def until():
-    """Wait until something holds, and give it; fail after a minute."""
+    """Wait until something holds, and give it; fail after five minutes."""
 
     def wait(condition):
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while not (found := condition()):
-            assert time.monotonic() < end, "waited for a minute"
+            assert time.monotonic() < end, "waited for five minutes"
             time.sleep(0.05)
         return found
 
