@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,37 +145,46 @@ def jackknife(
     }  # fmt: skip
 
 
-def gaps(
-    family: Family, parameters: Parameters, x: Tensor, log_marginal: Tensor, shape: str, max_steps: int, seed: int
+def lost(
+    family: Family,
+    parameters: Parameters,
+    x: Tensor,
+    num_samples: int,
+    shapes: Sequence[str],
+    corrected: int,
+    max_steps: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Approximation and amortisation gaps, and L[q*] of the best member of a family of densities for each image."""
-    stream = generator(str(x.device), "evaluation", seed, "gaps")
-    found = variational_gaps(
-        family.model_of(x), parameters, log_marginal, stream, family=shape, max_steps=max_steps, evaluation_samples=2000
-    )
-    return {"images": len(x), "family": shape, **_summaries(
-        elbo=found.elbo, best=found.best, approximation=found.approximation, amortisation=found.amortisation
-    )}  # fmt: skip
+    """Where the bound of each image is lost: gaps of families of densities, and of q_IW of ``corrected`` samples (0: none).
 
-
-def corrected(
-    family: Family, parameters: Parameters, x: Tensor, log_marginal: Tensor, num_samples: int, seed: int
-) -> dict[str, Any]:
-    """The ELBO of q_IW, from below and above, and what is left of it to log p(x)."""
-    stream = generator(str(x.device), "evaluation", seed, "corrected")
-    parts = [corrected_bounds(family.model_of(some), parameters, num_samples, stream) for some in x.split(CHUNK)]
-    bound, lower, upper = (torch.cat([part[i] for part in parts]) for i in range(3))
-    return {"images": len(x), "num_samples": num_samples, **_summaries(
-        bound=bound, lower=lower, upper=upper, approximation_most=log_marginal - lower,
-        approximation_least=log_marginal - upper,
-    )}  # fmt: skip
-
-
-def log_marginals(family: Family, parameters: Parameters, x: Tensor, num_samples: int, seed: int) -> Tensor:
-    """L_K of each image, the stand-in for log p(x) where nothing better is known."""
+    log p(x) is the largest of the lower bounds that are known of an image: L_K of the guide, and with each best member of a
+    family as proposal.
+    """  # fmt: skip
     stream = generator(str(x.device), "evaluation", seed, "importance sampling")
     parts = [importance_sampling(family.model_of(some), parameters, num_samples, stream) for some in x.split(CHUNK)]
-    return torch.cat([part.bound for part in parts])
+    log_p = own = torch.cat([part.bound for part in parts])
+    stream = generator(str(x.device), "evaluation", seed, "gaps")
+    each = {}
+    for shape in shapes:
+        each[shape] = variational_gaps(
+            family.model_of(x), parameters, own, stream, family=shape, max_steps=max_steps, evaluation_samples=2000
+        )
+        log_p = torch.maximum(log_p, each[shape].bound)
+    found: dict[str, Any] = {"images": len(x), "num_samples": num_samples, **_summaries(log_p=log_p, own_bound=own)}
+    found["gaps"] = {
+        shape: _summaries(
+            elbo=gap.elbo, best=gap.best, bound=gap.bound, approximation=log_p - gap.best, amortisation=gap.amortisation
+        )
+        for shape, gap in each.items()
+    }
+    if corrected:
+        stream = generator(str(x.device), "evaluation", seed, "corrected")
+        halves = [corrected_bounds(family.model_of(some), parameters, corrected, stream) for some in x.split(CHUNK)]
+        bound, lower, upper = (torch.cat([half[i] for half in halves]) for i in range(3))
+        found["corrected"] = {"num_samples": corrected, **_summaries(
+            bound=bound, lower=lower, upper=upper, approximation_most=log_p - lower, approximation_least=log_p - upper
+        )}  # fmt: skip
+    return found
 
 
 def _summaries(**each: Tensor) -> dict[str, float | None]:

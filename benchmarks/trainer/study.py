@@ -145,14 +145,9 @@ def _close(family: Any, parameters: Any, x: Any, plan: Plan) -> dict[str, Any]:
     """Where the bound of a few images is lost, and what q_IW of five samples gains."""
     from . import assess
 
-    known = assess.log_marginals(family, parameters, x, 5 * plan.num_samples, seed=0)
+    shapes = ("diagonal", "full-rank", *(("flow",) if importlib.util.find_spec("zuko") else ()))
     steps = min(500, 10 * plan.num_samples)
-    gaps = {
-        shape: assess.gaps(family, parameters, x, known, shape, steps, seed=0)
-        for shape in ("diagonal", "full-rank", *(("flow",) if importlib.util.find_spec("zuko") else ()))
-    }
-    corrected = assess.corrected(family, parameters, x, known, 5, seed=0)
-    return {"log_p": f"L_{5 * plan.num_samples}", "gaps": gaps, "corrected": corrected}
+    return assess.lost(family, parameters, x, 5 * plan.num_samples, shapes, 5, steps, seed=0)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

@@ -142,13 +142,8 @@ def evaluate(
         if jvi:
             found["jackknife"] = assess.jackknife(family, parameters, x, jvi_samples, jvi, seed)
         if shapes or corrected:
-            few, stands_in = x[:gap_images], {"log_p": f"L_{num_samples}"}
-            best = assess.log_marginals(family, parameters, few, num_samples, seed)
-        if shapes:
-            each = {shape: assess.gaps(family, parameters, few, best, shape, gap_steps, seed) for shape in shapes}
-            found["gaps"] = stands_in | each
-        if corrected:
-            found["corrected"] = stands_in | assess.corrected(family, parameters, few, best, corrected, seed)
+            few = x[:gap_images]
+            found["lost"] = assess.lost(family, parameters, few, num_samples, shapes, corrected, gap_steps, seed)
     except (SpecError, Refusal, TypeError, NotImplementedError) as wrong:
         fail(wrong)
     print_json(found)

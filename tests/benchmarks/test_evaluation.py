@@ -143,6 +143,8 @@ def test_gaps_are_the_closed_forms():
     full = variational_gaps(PROBLEM, PROBLEM.parameters, truth(), g, family="full-rank", max_steps=1000)
     assert float((diagonal.approximation - approximation).abs().max()) < 0.05
     assert float(full.approximation.abs().max()) < 1e-6  # the path derivative has no noise at the posterior
+    assert float((full.bound - truth()).abs().max()) < 1e-6  # and the posterior's weights are all p(x)
+    assert bool((diagonal.best < diagonal.bound).all()) and bool((diagonal.bound < truth() + 0.1).all())
     both = (diagonal.approximation + diagonal.amortisation).numpy()
     np.testing.assert_allclose(both, kl, atol=0.15)  # 5,000 samples of log w, whose deviation is below 2
 

@@ -35,14 +35,15 @@ def paired():
         for arm, (log_p, kl) in ARMS.items()
     ]  # fmt: skip
     difference = {"difference": 1.5, "standard_error": 0.125, "each": [1.5] * 5, "p_above": 0.00012, "p_below": 0.99988}
-    gap = {"images": 10, "family": "diagonal"}
+    gap = {}
     for name, value in (("elbo", -110.0), ("best", -107.5), ("approximation", 3.0), ("amortisation", 2.5)):
         gap |= {name: value, f"{name}_standard_error": 0.5}
-    iw = {"images": 10, "num_samples": 5}
+    iw = {"num_samples": 5}
     for name, value in (("bound", -108.0), ("lower", -107.0), ("upper", -106.0), ("approximation_most", 2.75),
                         ("approximation_least", 1.75)):  # fmt: skip
         iw |= {name: value, f"{name}_standard_error": 0.5}
-    close = {"log_p": "L_5000", "gaps": {"diagonal": gap}, "corrected": iw}
+    close = {"images": 10, "num_samples": 5000, "log_p": -104.5, "own_bound": -105.25, "gaps": {"diagonal": gap},
+             "corrected": iw}  # fmt: skip
     cost = {"level": 1.5e7, "heldout_bound": {arm: [log_p - 1, 0.1] for arm, (log_p, _) in ARMS.items()}}
     return {
         "plan": {"seeds": 5, "epochs": 80, "images": 500, "num_samples": 1000, "model": "vae", "data": "digits"},
@@ -131,6 +132,7 @@ def test_the_page_has_the_records_numbers(page: str) -> None:
     assert "p = 0.00012" in found.text
     for cell in ("102.50 ± 0.21", "9.25 ± 0.10", "14.2", "16.00", "85.54", "3.00 [2.02, 3.98]", "1.75 to 2.75"):
         assert any(cell in one for one in found.cells), cell
+    assert "L_5000 of the guide is below it by: iwae-5 0.75" in found.text
     assert "Failed: sumo, seed 1: diverged" in found.text and "Here: 4,000 images." in found.text
     assert "initial: vae, iwae <i>, 0" not in found.text and "13 active units" in found.text
     assert "vimco at K = 1 (initial: K < 2)" in found.text
