@@ -52,7 +52,8 @@ class Flip:
 class Advice:
     """``table`` has every candidate within the budget, least error first.
 
-    Its columns: ``estimator``, ``num_samples``, ``averaged`` (estimates that the budget pays for), ``mse`` with ``mse_low`` and
+    Its columns: ``estimator``, ``num_samples``, ``averaged`` (estimates that the budget pays for, whose error is ``mse``), ``batch``
+    (that in whole estimates, to be averaged in one gradient; a limit of bytes says nothing against taking them one by one), ``mse_low`` and
     ``mse_high``, ``ratio`` (to the best's) with ``ratio_low``, ``ratio_high`` and Holm's ``p`` over the table, ``told_apart``.
     """
 
@@ -156,7 +157,8 @@ def _errors(parts: pd.DataFrame, meter: str, budget: float) -> tuple[np.ndarray,
 
 def _ranked(parts: pd.DataFrame, meter: str, budget: float) -> pd.DataFrame:
     count, mse, spread = _errors(parts, meter, budget)
-    found = parts.assign(averaged=count, mse=mse, spread=spread)[np.isfinite(mse)]
+    batch = np.floor(count * (1 + 1e-9))  # a budget of 64 at cost 8 is 8, whatever the last bit of 64 / 8 says
+    found = parts.assign(averaged=count, batch=batch, mse=mse, spread=spread)[np.isfinite(mse)].astype({"batch": int})
     found = found.sort_values(["mse", "estimator", "num_samples"], kind="stable", ignore_index=True)
     if not len(found):
         return found
@@ -221,6 +223,15 @@ def _edge(parts: pd.DataFrame, meter: str, inside: float, outside: float, here: 
     return outside
 
 
+def _held(row: pd.Series, best: pd.Series) -> str:
+    """A choice's error beside the best one's, as a ratio unless that one is zero."""
+    from .wording import interval
+
+    if best["mse"] > 0:
+        return f"{interval(row['ratio'], row['ratio_low'], row['ratio_high'])} times the error"
+    return "no error either" if row["mse"] == 0 else f"error {interval(row['mse'], row['mse_low'], row['mse_high'])}"
+
+
 def words(advice: Advice, names: dict[str, str]) -> list[str]:
     """The advice as lines for a terminal."""
     from .wording import BLOCKS, interval, number
@@ -229,7 +240,9 @@ def words(advice: Advice, names: dict[str, str]) -> list[str]:
         return f"{names.get(row['estimator'], row['estimator'])} with K = {row['num_samples']}"
 
     best, meter = advice.best, advice.meter
-    how = f", averaged {number(best['averaged'])} times" if meter in SPENT else ""
+    exact = abs(best["averaged"] - best["batch"]) < 1e-6 * best["averaged"]
+    paid = "" if exact else f" (the budget pays for {number(best['averaged'])}, and that is the error given)"
+    how = f", batch {best['batch']}{paid}" if meter in SPENT else ""
     size = interval(best["mse"], best["mse_low"], best["mse_high"])
     lines = [
         f"{named(best)}{how}: mean squared error {size} of the gradient of {advice.target} in {BLOCKS[advice.block]}, "
@@ -239,16 +252,12 @@ def words(advice: Advice, names: dict[str, str]) -> list[str]:
         lines.append(f"it declares a bias; squared, that is {number(best['bias2'])} of it")
     level = advice.level
     if len(level):
-        shown = [
-            f"{named(row)} ({interval(row['ratio'], row['ratio_low'], row['ratio_high'])} x)"
-            for _, row in level.head(6).iterrows()
-        ]
+        shown = [f"{named(row)} ({_held(row, best)})" for _, row in level.head(6).iterrows()]
         more = f" and {len(level) - 6} more" if len(level) > 6 else ""
         lines.append(f"not told apart from it: {', '.join(shown)}{more}")
     second = advice.runner_up
     if second is not None:
-        ratio = interval(second["ratio"], second["ratio_low"], second["ratio_high"])
-        lines.append(f"runner-up that can be told apart: {named(second)}, {ratio} times the error")
+        lines.append(f"runner-up that can be told apart: {named(second)}, {_held(second, best)}")
     for flip in advice.flips:
         where = f"below {number(flip.budget)}" if flip.below else f"from {number(flip.budget)}"
         what = f"{names.get(flip.estimator, flip.estimator)} with K = {flip.num_samples}"

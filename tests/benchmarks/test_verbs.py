@@ -202,7 +202,7 @@ def test_advise_gives_the_least_error_and_where_it_flips(gradest, advised):
     data = json.loads(out)
     assert (code, err) == (0, "")
     best = data["best"]
-    assert (best["estimator"], best["num_samples"], best["averaged"]) == ("cheap", 1, 16)
+    assert (best["estimator"], best["num_samples"], best["averaged"], best["batch"]) == ("cheap", 1, 16, 16)
     assert best["mse"] == pytest.approx(0.1**2 + 0.125 / 16)
     table = {(row["estimator"], row["num_samples"]): row for row in data["table"]}
     assert ("lost", 1) not in table and data["left_out"] == {"biased although declared unbiased": 1}
