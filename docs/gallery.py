@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from benchmarks.references.loop import LoopEstimator
 from benchmarks.references.pyro_losses import LOSSES
 from benchmarks.specs import settings_of
 from estimators import BLOCKS, NEEDS, REGISTRY, Estimator
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs gives each hook the name of its file, and no package
+import thumbnails
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"^(Arguments|Warning|References|Example|Returns|Raises):$")
@@ -77,13 +81,16 @@ OUT_OF_SCOPE = """
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    for name, text in (("estimators.md", estimators_page()), ("problems.md", problems_page())):
+    found = thumbnails.measured()
+    for name, text in (("estimators.md", estimators_page(found)), ("problems.md", problems_page())):
         files.append(File.generated(config, name, content=text))
+    for picture in thumbnails.pictures(config, found):
+        files.append(picture)
     return files
 
 
-def estimators_page() -> str:
-    """One section for each registered estimator, by family, and Pyro's losses."""
+def estimators_page(found: dict[str, Any]) -> str:
+    """One section for each registered estimator, by family, and Pyro's losses. ``found`` is what thumbnails show."""
     parts = [
         "# Estimators",
         NOTATION,
@@ -92,7 +99,8 @@ def estimators_page() -> str:
     for kind in REGISTRY.values():
         families.setdefault(kind.family, []).append(kind)
     for family, kinds in families.items():
-        parts += [f"## {FAMILIES.get(family, family)}", *(_estimator(kind) for kind in kinds)]
+        sections = (_estimator(kind, thumbnails.caption(kind.name, found)) for kind in kinds)
+        parts += [f"## {FAMILIES.get(family, family)}", *sections]
     parts += [bias_matrix()]
     parts += [
         "## Pyro's, beside ours",
@@ -183,7 +191,7 @@ def problems_page() -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _estimator(kind: type[Estimator]) -> str:
+def _estimator(kind: type[Estimator], picture: str = "") -> str:
     prose = _sections(kind)
     estimator = kind(num_samples=8 if kind.usual_num_samples() > 1 else 1)
     rows = []
@@ -202,6 +210,7 @@ def _estimator(kind: type[Estimator]) -> str:
         f"**Needs:** {'; '.join(needs) or 'nothing but the value of log p(x, z)'}.",
         f"**Cost of one gradient at K = {estimator.num_samples}:** {_cost(estimator)}.",
         "" if estimator.variance_exists else "**Its variance does not exist** unless it is capped.",
+        picture,
         _labelled("Arguments", prose),
         f'!!! warning "Pitfalls"\n\n{warning}' if warning else "",
         "" if "Example" not in prose else "```pycon\n" + prose["Example"] + "\n```",
