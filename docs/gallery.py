@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from estimators import BLOCKS, NEEDS, REGISTRY, Estimator
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs gives each hook the name of its file, and no package
 import thumbnails
+
+# torch's own, as in the tests: its first forward-mode derivative in a process goes through torch.jit.script
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"^(Arguments|Warning|References|Example|Returns|Raises):$")

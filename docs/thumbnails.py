@@ -16,14 +16,13 @@ from matplotlib.figure import Figure
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File
 
-from benchmarks import cost, problems
+from benchmarks import cost
 from benchmarks.problems import Problem
-from benchmarks.specs import parse
 from estimators import REGISTRY, Estimator, Refusal
 from estimators.replicates import stacked, warmed_up
 from reports.looks import powers, styled
 from reports.vector import settle, svg
-from reports.wording import parts
+from reports.wording import listing
 
 KEPT = Path(__file__).resolve().parents[1] / "results" / "thumbnails.json"
 PROBLEMS = (
@@ -32,8 +31,9 @@ PROBLEMS = (
         "linear-gaussian[dim=5,data_dim=10]",
         "rainforth[points=4]",
     ),
-    *("two-layer-gaussian", "sigmoid-belief-net", "categorical", "gamma-poisson", "beta-bernoulli"),
+    *("two-layer-gaussian", "sigmoid-belief-net", "sigmoid-belief-net[dim=2]", "sigmoid-belief-net[dim=5]"),
 )
+TITLES = {spec: spec if "dim=" in spec and spec[0] == "s" else spec.partition("[")[0] for spec in PROBLEMS}
 SAMPLES = (1, 4, 16)
 REPLICATES = 400
 MOST = 3
@@ -126,7 +126,7 @@ def thumbnail(name: str, found: dict[str, dict[str, list[Point]]]) -> Figure:
         if exists:
             axes.vlines(at, [p.low for p in line], [p.high for p in line], color="#0173b2", linewidth=1.2)
         axes.set(xscale="log", yscale="log")
-        axes.set_title(parts(spec)[0], fontsize=9)
+        axes.set_title(TITLES[spec], fontsize=9)
         axes.tick_params(labelsize=7)
         powers(axes)
     figure.supxlabel("evaluations of log p(x, z) per data point", fontsize=8)
@@ -141,7 +141,7 @@ def caption(name: str, found: dict[str, dict[str, list[Point]]]) -> str:
     if name not in found:
         return ""
     own = found[name]
-    where = ", ".join(f"`{problems.REGISTRY[parse(spec)[0]].name}`" for spec in own)
+    where = listing([TITLES[spec] for spec in own])
     ks = sorted({point.num_samples for line in own.values() for point in line})
     bars = (
         "bars are 95 % intervals"
@@ -149,7 +149,7 @@ def caption(name: str, found: dict[str, dict[str, list[Point]]]) -> str:
         else "hollow, without interval: its variance does not exist, and this is what these draws happened to give"
     )
     return (
-        f"![Variance of the gradient in φ against evaluations on {', '.join(parts(spec)[0] for spec in own)}](thumbnails/{name}.svg)\n\n"
+        f"![Variance of the gradient in φ against evaluations on {where}](thumbnails/{name}.svg)\n\n"
         f"*Variance of one estimate of the gradient in φ against its cost on {where}, K = {', '.join(map(str, ks))} ({REPLICATES} "
         f"replicates; {bars}). Grey: all other estimators measured there, whatever their target.*"
     )

@@ -23,6 +23,20 @@ PAGES = {
     path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 CHECKS = re.findall(r"(?m)^gradest (check examples/\S+.*)$", PAGES["README.md"])
+PARSED = {
+    "training.md": "minutes to days of training; tests/benchmarks/test_trainer*.py train with the same verbs",
+    "scale.md": "clusters; tests/faults/test_dask.py runs one on this machine",
+}
+"""Pages whose commands are parsed and not run, and why."""
+NO_CODE = {
+    ("README.md", "estimators/"): "a picture of folders",
+    ("principles.md", "estimators/"): "a picture of folders",
+    ("report.md", "manifest.json"): "a picture of a run folder",
+    ("statistics.md", "pilot"): "formulas",
+}
+"""Blocks that are neither code nor commands, by their page and first word."""
+SHELL = ("python -m pip install", "python -m nox", "pre-commit install", "dask ", "python examples/cluster_")
+"""Lines that set up a machine: CI runs the first two of README's, the rest need a network or a cluster."""
 QUICK = ("index.md", "my-estimator.md", "my-problem.md")
 """Pages whose Python takes seconds; the others' runs with the long tests."""
 
@@ -30,12 +44,27 @@ QUICK = ("index.md", "my-estimator.md", "my-problem.md")
 def commands(page: str) -> list[str]:
     """Every command line of a page's blocks, without ``gradest``."""
     blocks = re.findall(r"(?ms)^```(?:\w*)\n(.*?)^```", PAGES[page])
-    lines = [line.split("- run: ")[-1].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.split("- run: ")[-1].split("&&") for block in blocks for line in block.splitlines()]
+    lines = [line.strip() for parts in lines for line in parts]
     return [line.removeprefix("gradest ") for line in lines if line.startswith("gradest ")]
 
 
 def python(page: str) -> list[str]:
     return re.findall(r"(?ms)^```python\n(.*?)^```", PAGES[page])
+
+
+def test_every_block_of_the_documentation_is_run_or_named_here():
+    """Python runs, commands run, one workflow is compared with its file; the rest is listed above, and no more than that."""
+    seen = set()
+    for page, text in PAGES.items():
+        for kind, body in re.findall(r"(?ms)^```(\w*)\n(.*?)^```", text):
+            lines = [line for line in body.splitlines() if line.strip() and not line.startswith("#")]
+            name = (page, lines[0].split()[0])
+            if name in NO_CODE:
+                seen.add(name)
+            elif kind not in ("python", "yaml"):
+                assert all(line.startswith(("gradest ", *SHELL)) for line in lines), (page, lines)
+    assert seen == set(NO_CODE)
 
 
 def gradest(arguments: str) -> int:
@@ -99,6 +128,8 @@ def test_the_rest_of_the_python_runs(page, tmp_path, monkeypatch):
     text = "\n\n".join(python(page))
     if "def test_" not in text:
         exec(compile(text, page, "exec", dont_inherit=True), {"__name__": "page"})
+        if page == "tutorial.md":  # its commands are about what its code has measured
+            assert [gradest(line) for line in commands(page)] == [0] * len(commands(page))
         return
     (tmp_path / "test_page.py").write_text(text, encoding="utf-8")
     done = subprocess.run(
@@ -108,9 +139,7 @@ def test_the_rest_of_the_python_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "page", [name for name in PAGES if name not in ("README.md", "tutorial.md") and commands(name)]
-)
+@pytest.mark.parametrize("page", [name for name in PAGES if name not in ("tutorial.md", *PARSED) and commands(name)])
 def test_every_command_runs(page, tmp_path, monkeypatch):
     """In order, in one folder, at few replicates; only ``check`` of the planted mistake may find something."""
     prepare(tmp_path, page)
