@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from .records import write_bytes
+from .files import write_bytes
 
 if TYPE_CHECKING:
     from .check import Checked

@@ -28,7 +28,10 @@ from . import worker
 START_SECONDS = 300.0
 """A worker that has not reported for duty by then is given up."""
 TRIES = 3
-"""How often a task is begun anew after its worker died before it could begin."""
+"""How often a task is begun anew after its worker died before it could begin, or with the process that forks workers."""
+ORPHANED = 255
+"""What multiprocessing says of a worker whose end it could not learn, because the process that forked it is dead: it may well
+have been another worker's estimator that killed that, and all workers with it."""
 
 
 class WorkerDied(RuntimeError):
@@ -248,15 +251,15 @@ class Local(Executor):
             task.future.set_exception(WorkFailed(str(answer.get("error"))))
 
     def _died(self, slot: _Slot, exitcode: Any) -> None:
-        task = slot.task
-        if task is None or slot.ready:
+        task, begun = slot.task, slot.ready
+        if task is None or (begun and exitcode != ORPHANED):
             self._end(slot, WorkerDied(exitcode))
             return
         task.deaths += 1
         slot.task = None
         self._end(slot)
         if task.deaths >= TRIES:
-            task.future.set_exception(WorkerDied(exitcode, begun=False))
+            task.future.set_exception(WorkerDied(exitcode, begun))
         else:
             slot.task = task
             self._begin(slot)

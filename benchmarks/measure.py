@@ -15,8 +15,9 @@ from torch import Tensor
 
 from estimators import BLOCKS, Estimator, Refusal, Target, replicates, sweep
 
-from . import cost, quiet, records
+from . import cost, quiet
 from .compiling import CompiledRows
+from .files import write_bytes
 from .metrics import summarize
 from .moments import GradientMoments
 from .problems.problem import Problem, Reference
@@ -200,7 +201,7 @@ def keep(moments: GradientMoments, path: Path) -> None:
             tensors[f"{name}.mean"] = block.coordinates.mean.cpu().contiguous()
             tensors[f"{name}.variance"] = block.coordinates.variance.cpu().contiguous()
     if tensors:
-        records.write_bytes(path, safetensors.torch.save(tensors))
+        write_bytes(path, safetensors.torch.save(tensors))
 
 
 def summary(component: Any) -> str:

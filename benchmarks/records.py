@@ -20,8 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -30,6 +28,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .files import read_bytes, write_text
 from .index import Entry, entries, note
 
 SCHEMA_VERSION = 2
@@ -234,43 +233,6 @@ def _require_text(canonical: str) -> None:
 
 def _checksum(canonical: str) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> int:
-    """Write all of ``text`` or nothing (:func:`write_bytes`)."""
-    return write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> int:
-    """Write all of ``content`` or nothing: temporary file beside the goal, fsync, atomic replace. Gives its inode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not of tempfile, whose files nobody but their owner may read.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            inode = os.fstat(stream.fileno()).st_ino
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return inode
-
-
-def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes; nothing is waited for, as a pipe by that name would ask.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is something else, or larger.
-    """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
-        found = os.fstat(stream.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
-            raise ValueError(f"no regular file of at most {most} bytes")
-        return stream.read(most + 1)
 
 
 def write(path: Path, record: BaseModel) -> None:

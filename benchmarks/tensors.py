@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .data import DataError, write_bytes
+from .files import at_once
 
 LONGEST_HEAD = 2**26
 """Bytes of the head of a file: names, types, shapes and the text."""
@@ -103,7 +104,7 @@ def look(path: Path) -> Head:
         DataError: if it cannot be read, is no such file, or has not the size that its head asks for.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
+        with at_once(path) as stream:
             size = os.fstat(stream.fileno()).st_size  # of a pipe: nothing
             first = stream.read(8)
             length = int.from_bytes(first, "little")

@@ -29,6 +29,7 @@ import safetensors.numpy
 import torch
 
 from . import quiet, records
+from .files import write_bytes
 from .measure import run_cell, run_together
 from .privacy import private
 from .records import Cell, Record
@@ -37,6 +38,7 @@ from .registry import Registry
 REASON, TRACEBACK = 2_000, 20_000
 """Characters of a reason and of a traceback that a record keeps."""
 NO_MEMORY = re.compile(r"MemoryError|bad_alloc|allocate memory|not enough memory", re.IGNORECASE)
+LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 OF_DISK = re.compile(r"\w*Error: \[Errno \d+\]")
 _PID = 0
 _PIPE: Connection | None = None
@@ -163,7 +165,7 @@ def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...], threads
         place = Path(folder) / "pictures" / f"{training.id}.safetensors"
         arrays = None if place.exists() else problem.pictures()
         if arrays:
-            records.write_bytes(place, safetensors.numpy.save(arrays))
+            write_bytes(place, safetensors.numpy.save(arrays))
 
 
 def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[str, Any]:
@@ -185,12 +187,12 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
         # A child that an estimator forked comes back here too; there is one record, and one to write it.
         if os.getpid() != _PID and _PID:
             os._exit(0)
-    if found["status"] == "error" and "in keep:" in found["traceback"] and OF_DISK.match(found["reason"]):
-        raise OSError(found["reason"])  # of the disk and not of the estimator
     wrong = [f"it changed {what}" for what, value in global_state().items() if value != before[what]]
     wrong += ["it changed the parameters or the data that it was given"] * (inputs() != digest)
     wrong += ["it left a process running"] * end_children()
     _SPENT = bool(wrong) or found["status"] == "error" or threading.active_count() > 1
+    if found["status"] == "error" and "in keep:" in found["traceback"] and OF_DISK.match(found["reason"]):
+        raise _unwritten(OSError(found["reason"]), wrong)
     if wrong and found["status"] in ("ok", "nonfinite"):
         found |= {"status": "error", "reason": "; ".join(wrong), "blocks": [], "cost": {}}
     elif found["status"] == "error" and _MEMORY is not None and NO_MEMORY.search(found["reason"]):
@@ -198,8 +200,16 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
     lengths = {"reason": 2 * REASON, "traceback": TRACEBACK}
     found |= {name: text(private(found[name][: 4 * length]), length) for name, length in lengths.items()}
     record = Record.model_validate(found)
-    records.write_cell(Path(folder), record)
+    try:
+        records.write_cell(Path(folder), record)
+    except OSError as problem:
+        raise _unwritten(problem, wrong) from problem
     return record.model_dump(mode="json")
+
+
+def _unwritten(problem: OSError, wrong: list[str]) -> Exception:
+    """What is to be said of a record that could not be written: it is the disk, unless the estimator changed what it may."""
+    return RuntimeError("; ".join(wrong)) if wrong else problem
 
 
 def work_together(folder: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -265,8 +275,17 @@ def global_state() -> dict[str, Any]:
         "environment variables": {
             k: v for k, v in os.environ.items() if not k.startswith(("TORCH", "_TORCH", "TRITON"))
         },
+        "what this process may take": tuple(resource.getrlimit(each) for each in LIMITS),
+        "the mode of new files": _umask(),
+        "timers": signal.getitimer(signal.ITIMER_REAL) != (0.0, 0.0),
         "signal handlers": tuple(signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)),
     }
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _here() -> str:

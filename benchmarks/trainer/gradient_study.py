@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..records import canonical_json, pretty, write_text
+from ..files import write_text
+from ..records import canonical_json, pretty
 from .gradients import Design
 from .pool import each
 from .settings import Settings

@@ -24,9 +24,10 @@ from estimators.trees import tree_leaves
 
 from ..cost import CountingModel
 from ..data import DataError, binarize
+from ..files import write_text
 from ..images import Images
 from ..problems.family import Family
-from ..records import pretty, write_text
+from ..records import pretty
 from ..registry import Registry, estimator_spec
 from ..specs import SpecError
 from ..streams import generator

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..records import pretty, write_text
+from ..files import write_text
+from ..records import pretty
 from .pool import each
 from .settings import Settings
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -207,6 +213,87 @@ class StartsADaemon(Forks):
         if not Forks.forked:
             Forks.forked = True
             subprocess.Popen(["sleep", "600"], start_new_session=True)
+
+
+class DefiesSigterm(Right):
+    """And stops itself, so that no handler of its own could be of use."""
+
+    def mischief(self, log_w):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Crashes(Right):
+    def mischief(self, log_w):
+        ctypes.string_at(0)
+
+
+class Recurses(Right):
+    def mischief(self, log_w):
+        self.mischief(log_w)
+
+
+class RaisesMuch(Right):
+    def mischief(self, log_w):
+        raise RuntimeError("x" * 10_000_000)
+
+
+class RaisesNoException(Right):
+    def mischief(self, log_w):
+        class Other(BaseException):
+            def __str__(self):
+                raise KeyboardInterrupt
+
+        raise Other
+
+
+class ClosesStandardOutput(Right):
+    def mischief(self, log_w):
+        sys.stdout.close()
+        os.close(1)
+
+
+class StartsAThread(Right):
+    def mischief(self, log_w):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+
+class LimitsFiles(Right):
+    """Nothing can be written any more, which is not the disk's fault."""
+
+    def mischief(self, log_w):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+class HidesFiles(Right):
+    def mischief(self, log_w):
+        os.umask(0o777)
+
+
+class SetsAnAlarm(Right):
+    def mischief(self, log_w):
+        signal.alarm(600)
+
+
+class KillsTheNursery(Right):
+    """The process that all workers are forked from, and that they die with."""
+
+    def mischief(self, log_w):
+        os.kill(os.getppid(), signal.SIGKILL)
+
+
+class Spoils(Right):
+    """Writes into the records of others, takes some away, and leaves a pipe that nobody writes to."""
+
+    def mischief(self, log_w):
+        cells = Path(os.environ["GRADEST_TEST"]) / "cells"
+        paths = sorted(cells.glob("*.json"))
+        for path in paths[::2]:
+            path.write_text("{}")
+        for path in paths[1::2]:
+            path.unlink()
+        with suppress(FileExistsError):
+            os.mkfifo(cells / f"{'f' * 20}.json")
 
 
 class Last(Right):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,17 @@ EXPECTED = {
     "SetsVariables": ("error", CHANGED + "environment variables"),
     "ChangesParameters": ("error", CHANGED + "the parameters or the data"),
     "ChangesData": ("error", CHANGED + "the parameters or the data"),
+    "DefiesSigterm": ("timeout", "did not end within 8 seconds"),
+    "Crashes": ("killed", "its process died (exit code -11)"),
+    "Recurses": ("error", "RecursionError: maximum recursion depth exceeded"),
+    "RaisesMuch": ("error", "RuntimeError: xxxxxxxx"),
+    "RaisesNoException": ("error", "Other: its text cannot be shown"),
+    "ClosesStandardOutput": ("error", "Error: "),
+    "StartsAThread": ("ok", ""),
+    "LimitsFiles": ("error", CHANGED + "what this process may take"),
+    "HidesFiles": ("error", CHANGED + "the mode of new files"),
+    "SetsAnAlarm": ("error", CHANGED + "timers"),
+    "KillsTheNursery": ("killed", ""),  # begun anew, as its neighbours are, until that is enough
     "PatchesTorch": ("ok", ""),
     "ForksASleeper": ("error", "it left a process running"),
     "ForksAndExits": ("ok", ""),
@@ -50,9 +62,9 @@ TWIN = "Forks"  # two processes go on, and either may come to the end first
 FINE = ("Last", "iwae", "dreg")
 
 
-def command(*names, out):
+def command(*names, out, seconds=8):
     chosen = [word for name in names for word in ("-e", name)]
-    limits = ["-j", "2", "--timeout", "8", "--memory", "1"]
+    limits = ["-j", "2", "--timeout", seconds, "--memory", "1"]
     return ["run", "--plugin", HOSTILE, "-p", "gaussian-1d", *chosen, "-K", "2", "-R", "100", *limits, "-o", out]
 
 
@@ -104,6 +116,21 @@ def test_later_cells_are_bit_identical_to_a_run_without(hostile, gradest, same, 
     folder, _, _ = hostile
     assert gradest(*command(*FINE, out=tmp_path)).returncode == 0
     assert same(tmp_path, folder) == len(FINE)
+
+
+def test_what_one_spoils_is_named_and_measured_again(gradest, stored, same, tmp_path):
+    """Nothing keeps an estimator from the files of whoever runs it: what it does to records is seen, and made good."""
+    clean, folder = tmp_path / "clean", tmp_path / "run"
+    assert gradest(*command(*FINE, out=clean, seconds=300)).returncode == 0
+    shutil.copytree(clean, folder)
+    variables = {**os.environ, "GRADEST_TEST": str(folder)}
+    done = gradest(*command("Spoils", out=folder, seconds=300), env=variables)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    left, unreadable = records.read_cells(folder)
+    assert not {record.cell.estimator for record in left.values()} & {*FINE} and f"{'f' * 20}.json" in unreadable
+    again = gradest(*command(*FINE, out=folder, seconds=300), env=variables)
+    assert again.stdout.startswith("3 cells measured, 0 failed") and "set aside, measured again" in again.stderr
+    assert same(clean, folder) == 3
 
 
 def test_nothing_is_left_running(hostile):
