@@ -74,6 +74,7 @@ def finding_row(checked: Checked) -> dict[str, Any]:
         "bias": _finite(finding.bias),
         "standard_error": _finite(finding.standard_error),
         "effect": _finite(finding.effect),
+        "exact": _finite(finding.exact),
         "evidence": finding.evidence,
     }
 

@@ -9,11 +9,9 @@ import sys
 import textwrap
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 
 from benchmarks import problems
 from benchmarks.bias_matrix import COLUMNS, NUM_SAMPLES, PROBLEMS, UNBIASED, Entry, row
@@ -23,6 +21,10 @@ from benchmarks.references.loop import LoopEstimator
 from benchmarks.references.pyro_losses import LOSSES
 from benchmarks.specs import settings_of
 from estimators import BLOCKS, NEEDS, REGISTRY, Estimator
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs gives each hook the name of its file, and no package
 import thumbnails
@@ -79,12 +81,18 @@ OUT_OF_SCOPE = """
   or over auxiliary draws. They need an engine of their own.
 - **MMD and energy distances**: other targets than bounds of log p(x); nothing here to hold them against.
 - **Local reparameterisation and Flipout**: of weights of Bayesian networks, not of latents of data points.
+- **ARSM and CARMS**, the categorical relatives of ARM and DisARM: the Bernoulli ones refuse categorical guides, for which
+  `rebar`, `relax`, `local-expectation` and the sums over chosen states stand.
+- **VIMCO-star** (Daudel, 2026): its constant could not be checked against the paper. `renyi-score` has the same family of
+  control variates, and `ovis` what it tends to at alpha = 0.
 - **Coupled-chain gradients and Markovian score climbing**: replicates depend on one another, and the tests here rest on
   independent ones.
 """.strip()
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    from mkdocs.structure.files import File  # late: what only reads the pages need not have it
+
     found = thumbnails.measured()
     for name, text in (("estimators.md", estimators_page(found)), ("problems.md", problems_page())):
         files.append(File.generated(config, name, content=text))

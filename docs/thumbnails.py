@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File
 
 from benchmarks import cost
 from benchmarks.problems import Problem
@@ -23,6 +21,10 @@ from estimators.replicates import stacked, warmed_up
 from reports.looks import powers, styled
 from reports.vector import settle, svg
 from reports.wording import listing
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import File
 
 KEPT = Path(__file__).resolve().parents[1] / "results" / "thumbnails.json"
 PROBLEMS = (
@@ -51,6 +53,8 @@ class Point(NamedTuple):
 
 def pictures(config: MkDocsConfig, found: dict[str, dict[str, list[Point]]]) -> list[File]:
     """A file of the site for each estimator."""
+    from mkdocs.structure.files import File  # late: the gallery is read without mkdocs, too
+
     return [
         File.generated(config, f"thumbnails/{name}.svg", content=svg(thumbnail(name, found), "t")) for name in found
     ]

@@ -18,6 +18,11 @@ from .subsets import without_any
 MOST_SUBSETS = 20_000
 SUMO_KNEE, SUMO_DECAY = 80, 0.9
 """Luo et al.: P(N >= k) = 1/k up to k = 80, geometric with ratio 0.9 beyond."""
+GEOMETRIC = 0.8
+"""P(N >= k) = 0.8^(k - 1), five increments on average as the published tail has."""
+TAILS = ("published", "reciprocal", "geometric")
+LONGEST = 512
+"""Of the reciprocal tail, whose expected length is infinite: it is cut here unless ``cap`` cuts it before."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +158,21 @@ class SUMO(Estimator):
 
     .. math:: S = \\hat L_m + \\sum_{j=1}^{N} \\frac{\\hat L_{m+j} - \\hat L_{m+j-1}}{P(N \\ge j)}
 
-    over prefixes of one set of m + N samples, m = ``num_samples``. Published tail: P(N >= j) = 1/j to j = 80, then
-    geometric with ratio 0.9, so E[N] = 5.08. theta ascends S; phi, which log p(x) does not depend on, ascends -S^2.
+    over prefixes of one set of m + N samples, m = ``num_samples``. theta ascends S; phi, which log p(x) does not depend on,
+    ascends -S^2. ``tail`` says what P(N >= j) is:
+
+    - ``published``: 1/j to j = 80, then geometric with ratio 0.9, so E[N] = 5.08.
+    - ``reciprocal``: 1/j throughout. The expected cost is infinite, so it has a cap, and 512 without one of its own.
+    - ``geometric``: 0.8^(j-1), E[N] = 5, with which the variance of the sum explodes sooner still.
 
     Arguments:
         num_samples: m, the terms that are always computed.
         cap: hard upper bound M on N. With it the estimate is unbiased for L_(m+M) and its variance exists; 0 means none.
+        tail: see above.
 
     Warning:
-        Without a cap the variance does not exist (nor, with this tail, does E|S|): no estimate of this kind has both finite
-        variance and finite cost, since k^2 E[Delta_k^2] tends to a constant. Sample variances of it are meaningless.
+        Without a cap the variance does not exist (nor, with the published tail, does E|S|): no estimate of this kind has both
+        finite variance and finite cost, since k^2 E[Delta_k^2] tends to a constant. Sample variances of it are meaningless.
 
     References:
         Luo et al. (2020); Shi & Cornish (2021).
@@ -173,6 +183,7 @@ class SUMO(Estimator):
     """
 
     cap: int = 0
+    tail: str = "published"
 
     name = "sumo"
     family = "debiasing"
@@ -184,28 +195,39 @@ class SUMO(Estimator):
         super().__post_init__()
         if self.cap < 0:
             raise Refusal(f"sumo needs cap >= 0 (0: no cap), not {self.cap}")
+        if self.tail not in TAILS:
+            raise Refusal(f"sumo takes tail={', '.join(TAILS)}, not {self.tail!r}")
+
+    @property
+    def last(self) -> int:
+        """The most that N can be; 0 where nothing but chance ends it."""
+        return self.cap or (LONGEST if self.tail == "reciprocal" else 0)
 
     @property
     def targets(self) -> dict[str, Target | None]:
-        theta = Target("iwae", self.num_samples + self.cap) if self.cap else Target("log_marginal")
+        theta = Target("iwae", self.num_samples + self.last) if self.last else Target("log_marginal")
         return {"theta": theta, "phi": None}
 
     @property
     def variance_exists(self) -> bool:
-        return self.cap > 0
+        return self.last > 0
 
     def survival(self, k: Tensor) -> Tensor:
         """P(N >= k) for k >= 1, float64; zero beyond the cap."""
         k = k.double()
-        tail = torch.where(k < SUMO_KNEE, 1 / k, SUMO_DECAY ** (k - SUMO_KNEE) / SUMO_KNEE)
-        return torch.where(k > self.cap, 0.0, tail) if self.cap else tail
+        tail = {
+            "published": lambda: torch.where(k < SUMO_KNEE, 1 / k, SUMO_DECAY ** (k - SUMO_KNEE) / SUMO_KNEE),
+            "reciprocal": lambda: 1 / k,
+            "geometric": lambda: GEOMETRIC ** (k - 1),
+        }[self.tail]()
+        return torch.where(k > self.last, 0.0, tail) if self.last else tail
 
     def lengths(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` draws of N, by inversion of the survival function."""
         uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
-        # A double is never below 2^-53, which the tail reaches near k = 390: the table is complete.
-        table = self.survival(torch.arange(1, 513, device=uniform.device))
-        return (uniform[:, None] < table).sum(1)
+        # A double is never below 2^-53, which the uncapped tails reach near k = 390 and 170: the table is complete.
+        table = self.survival(torch.arange(1, max(self.last, 512) + 1, device=uniform.device))
+        return len(table) - torch.searchsorted(table.flip(0), uniform, right=True)
 
     def draws(self, guide: Guide, replicates: int, generator: torch.Generator) -> list[Draw]:
         lengths = self.lengths(replicates, generator)

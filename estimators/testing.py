@@ -4,6 +4,9 @@ A capped sequential probability-ratio test in up to three independent rounds (Wa
 false-alarm rate). An unbiased estimator is called BIASED with probability at most 1e-9 a check, whatever the correlation
 between the directions that are tested; a bias of the stated effect in any direction passes with probability at most 0.01.
 An estimator whose variance does not exist is neither passed nor failed, but refused.
+
+Before that, where there is so little noise that it can be summed over, the expectation is computed and compared with the
+truth, which finds any bias above a stated tolerance. The sampler is tested all the same.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 from .contract import BLOCKS, Block, Estimator, LatentModel, Parameters
 from .quadrature import exact_expectation, gauss_hermite
 from .replicates import coordinates, stacked, warmed_up
+from .testing_exact import TOLERANCE, deviation, settled_expectation
 from .testing_variance import VarianceFinding, assert_variance_ratio, check_variance_ratio
 
 Outcome = Literal["PASS", "BIASED", "INCONCLUSIVE", "HEAVY_TAIL", "NONFINITE", "NOT_IID"]
@@ -46,7 +50,8 @@ class Finding:
     """The outcome of a check, and what it rests on.
 
     ``bias`` and ``standard_error`` are those of the direction with the strongest evidence, in the last round;
-    ``effect`` is the largest part of a block's gradient norm that any direction was tested for.
+    ``effect`` is the largest part of a block's gradient norm that any direction was tested for; ``exact`` the largest such
+    part, or nats of the value, by which the exact expectation is off, where it was computed.
     """
 
     outcome: Outcome
@@ -57,11 +62,14 @@ class Finding:
     bias: float = math.nan
     standard_error: float = math.nan
     effect: float = math.nan
+    exact: float = math.nan
 
     def __str__(self) -> str:
         text = f"{self.outcome}: {self.reason}"
         if self.direction:
             text += f" [{self.direction}: bias {self.bias:+.3g} +- {self.standard_error:.2g}, {self.draws} draws]"
+        if self.outcome == "PASS" and self.exact - self.exact == 0:
+            text += f"; summed over all noise it is off by {self.exact:.0e} at most"
         return text
 
 
@@ -104,6 +112,7 @@ def check_unbiased(
     pilot: int = 80_000,
     max_draws: int = 2_000_000,
     batch: int = 4096,
+    tolerance: float = TOLERANCE,
 ) -> Finding:
     """Whether the mean of the estimator is ``truth``.
 
@@ -113,6 +122,7 @@ def check_unbiased(
         pilot: draws, of their own stream, that look for heavy tails, dependence and skewness.
         max_draws: of one round; beyond, the outcome is INCONCLUSIVE.
         batch: replicates computed at once.
+        tolerance: the bias to be seen where the expectation can be summed over all noise, as a part of the block's gradient.
 
     Returns:
         A finding; nothing is raised for a biased estimator.
@@ -128,7 +138,8 @@ def check_unbiased(
         while True:
             yield stacked(estimator, model, parameters, batch, generator).double()
 
-    return check_stream(stream, parameters, truth, pilot=pilot, max_draws=max_draws)
+    exact = settled_expectation(estimator, model, parameters)
+    return check_stream(stream, parameters, truth, pilot=pilot, max_draws=max_draws, exact=exact, tolerance=tolerance)
 
 
 def check_stream(
@@ -138,11 +149,13 @@ def check_stream(
     *,
     pilot: int = 80_000,
     max_draws: int = 2_000_000,
+    exact: tuple[Tensor, Tensor] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Finding:
     """The test behind :func:`check_unbiased`, on any source of independent rows ``(R, 1 + P)`` in float64.
 
     Each call of ``stream`` gives a fresh, independent, endless iterator of batches; columns are those of
-    :func:`estimators.replicates.flatten`.
+    :func:`estimators.replicates.flatten`. ``exact`` is their mean as it was computed, and how far that may be off.
     """
     rows = _take(stream(), pilot)
     expected, tested = _expected(truth, parameters, rows)
@@ -159,11 +172,19 @@ def check_stream(
     wrong = _wrong_without_noise(rows, expected, tested, parameters)
     if wrong is not None:
         return wrong
+    off = math.nan
+    if exact is not None:
+        worst, bias, off = deviation(
+            exact, expected, tested, (directions.vectors, directions.scales), centred, tolerance
+        )
+        if worst is not None:
+            reason = f"summed over all noise it is off by {off:.2%} of the gradient (or of 1 nat)"
+            return Finding("BIASED", reason, len(rows), [], directions.names[worst], bias, 0.0, tolerance, off)
     noisy = centred.std(0) > _STILL * _scale(expected, tested)
     if not bool(noisy.any()):
-        return Finding("PASS", "equal to the truth in every draw", len(rows), effect=0.0)
+        return Finding("PASS", "equal to the truth in every draw", len(rows), effect=0.0, exact=off)
     skew = _skewness(centred[:, noisy]).abs()
-    return _rounds(stream, expected, tested, directions.only(noisy), skew, max_draws)
+    return replace(_rounds(stream, expected, tested, directions.only(noisy), skew, max_draws), exact=off)
 
 
 def _rounds(

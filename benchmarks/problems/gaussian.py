@@ -119,7 +119,7 @@ class Gaussian1D(UnitGaussian):
         if estimator in INTEGRAL:
             moments = self._integrals.moments(INTEGRAL[estimator], num_samples)
             return sum(float(moments[name].variance) for name in names) if names[0] in moments else None
-        return _closed_variance(self._closed_form, estimator, num_samples, block, names)
+        return closed_variance(self._closed_form, estimator, num_samples, block, names)
 
     def guide(self, phi: Block) -> DiagonalGaussian:
         return DiagonalGaussian(phi["loc"].expand_as(self.data), phi["log_scale"].expand_as(self.data))
@@ -213,7 +213,7 @@ class LinearGaussian(Problem):
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         names = {"phi": ("loc", "log_scale"), "theta": ("weight", "bias", "log_noise_scale")}.get(block)
-        return None if names is None else _closed_variance(self._closed_form, estimator, num_samples, block, names)
+        return None if names is None else closed_variance(self._closed_form, estimator, num_samples, block, names)
 
     def guide(self, phi: Block) -> DiagonalGaussian:
         return DiagonalGaussian(phi["loc"], phi["log_scale"])
@@ -236,7 +236,7 @@ def by_quadrature(problem: Problem, target: Target) -> Reference | None:
     return None if found is None else Reference(*found, "Gauss-Hermite quadrature over all noise")
 
 
-def _closed_variance(
+def closed_variance(
     exact: references.LinearGaussian, estimator: str, num_samples: int, block: str, names: tuple[str, ...]
 ) -> float | None:
     """Variance of one estimate, summed over a block, where it has a closed form."""

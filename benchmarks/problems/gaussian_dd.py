@@ -12,9 +12,10 @@ from torch import Tensor
 from estimators import Block, DiagonalGaussian, FullRankGaussian, Parameters, Target, standard_log_prob
 from estimators.trees import tree_leaves
 
+from ..references import LinearGaussian
 from ..references.joint_gaussian import TARGETS, JointGaussian, differentiated
 from ..references.summation import quadrature, trapezoid
-from .gaussian import ALL
+from .gaussian import ALL, closed_variance
 from .problem import Problem, Reference
 
 SMALL = ("iwae", "renyi", "ciwae", "jackknife", "f_divergence")
@@ -185,6 +186,17 @@ class GaussianMeanField(_ChosenTail):
 
     def _covariance(self, phi: Block) -> Tensor:
         return torch.diag((2 * phi["log_scale"]).exp())
+
+    def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
+        names = {"phi": ("loc", "log_scale"), "theta": ("prior_loc", "weight", "log_noise_scale")}.get(block)
+        return None if names is None else closed_variance(self._closed_form, estimator, num_samples, block, names)
+
+    @cached_property
+    def _closed_form(self) -> LinearGaussian:
+        s, log_scale = self._setting, self._placed()["log_scale"]
+        bias = np.zeros(self.dim + 1)
+        log_noise_scale = float(np.log(self.noise_scale))
+        return LinearGaussian(s["weight"], bias, log_noise_scale, s["prior_loc"], s["x"], s["loc"], log_scale)
 
     def guide(self, phi: Block) -> DiagonalGaussian:
         return DiagonalGaussian(phi["loc"][None], phi["log_scale"][None])

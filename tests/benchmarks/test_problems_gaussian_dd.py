@@ -9,9 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
+import estimators
 from benchmarks.problems import GaussianFullRank, GaussianMeanField
 from benchmarks.specs import SpecError
 from estimators import BLOCKS, Target
+from estimators.quadrature import exact_expectation
 
 KINDS = [GaussianMeanField, GaussianFullRank]
 PROBLEMS = [kind(dim=dim, rho=0.8, seed=dim) for kind in KINDS for dim in (1, 2, 4)]
@@ -175,3 +177,30 @@ def test_settings_that_make_no_sense_are_refused(kind, settings):
         kind(**settings)
     with pytest.raises(SpecError, match="spread"):
         GaussianFullRank(spread=0.5)
+
+
+ONE_SAMPLE = [
+    "reparameterization",
+    "sticking-the-landing",
+    "reparameterization-analytic-kl",
+    "score-function",
+    "bonnet-price",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "dim"), [*((name, dim) for name in ONE_SAMPLE for dim in (1, 3)), ("leave-one-out", 1)]
+)
+def test_exact_variances_by_quadrature_of_the_estimates(name, dim):
+    """Every estimate is a polynomial in the noise: Gauss-Hermite sums over all of it are exact."""
+    problem = GaussianMeanField(dim=dim, rho=0.6, seed=4)
+    K = 1 if name in ONE_SAMPLE else 2
+    estimator = estimators.get(name, num_samples=K)
+    _, variance = exact_expectation(estimator, problem, problem.parameters, nodes=12)
+    split = 1 + sum(leaf.numel() for leaf in problem.parameters["theta"].values())
+    assert problem.exact_variance(name, K, "phi") == pytest.approx(float(variance[split:].sum()), rel=1e-9)
+    of_theta = problem.exact_variance(name, K, "theta")
+    assert (of_theta is None) == (name == "reparameterization-analytic-kl")
+    if of_theta is not None:
+        assert of_theta == pytest.approx(float(variance[1:split].sum()), rel=1e-9)
+    assert problem.exact_variance("iwae", 2, "phi") is None and problem.exact_variance(name, K, "value") is None

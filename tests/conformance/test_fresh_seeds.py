@@ -21,6 +21,8 @@ from estimators import BLOCKS, Estimator
 
 BEYOND_DEFAULTS = (
     "sumo[cap=3]",
+    "sumo[cap=5,tail=reciprocal]",
+    "sumo[cap=3,tail=geometric]",
     "multilevel-russian-roulette[cap=2]",
     "multilevel-single-sample[cap=2]",
     "unbiased-reweighted-wake-sleep[cap=2]",

@@ -14,6 +14,8 @@ import torch
 
 import estimators
 from benchmarks.problems import Gaussian1D
+from estimators import Refusal
+from estimators.debiasing import TAILS
 from estimators.testing import exact_expectation, gauss_hermite
 
 POINTS = [
@@ -170,10 +172,11 @@ def test_bonnet_price_has_no_variance_in_log_scale_on_a_gaussian_target():
     assert float(variance[2]) > 0.01
 
 
+@pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("cap", [1, 5, 80, 200])
-def test_sumo_pays_each_increment_its_full_weight(cap):
+def test_sumo_pays_each_increment_its_full_weight(cap, tail):
     """sum_n pmf(n) 1{n >= k} / P(N >= k) = 1: the weights of a randomised truncation, for every term."""
-    sumo = estimators.SUMO(cap=cap)
+    sumo = estimators.SUMO(cap=cap, tail=tail)
     k = torch.arange(1, cap + 2)
     survival = sumo.survival(k)
     pmf = survival[:-1] - survival[1:]
@@ -187,15 +190,30 @@ def test_sumo_expects_the_published_number_of_terms():
     assert total == pytest.approx(sum(1 / k for k in range(1, 80)) + 10 / 80, abs=1e-9)
 
 
+def test_the_other_tails_are_what_they_say():
+    """0.8^(k - 1), five on average; 1/k, which ends at 512 unless a cap ends it, and so has another target."""
+    k = torch.arange(1, 600)
+    geometric, reciprocal = (estimators.SUMO(tail=tail).survival(k) for tail in ("geometric", "reciprocal"))
+    np.testing.assert_allclose(geometric, 0.8 ** np.arange(599.0), rtol=1e-12)
+    assert float(geometric.sum()) == pytest.approx(5.0)
+    np.testing.assert_allclose(reciprocal, np.where(np.arange(1, 600) <= 512, 1 / np.arange(1.0, 600.0), 0.0))
+    assert not estimators.SUMO(tail="geometric").variance_exists
+    assert str(estimators.SUMO(tail="reciprocal").targets["theta"]) == "iwae-513"
+    assert str(estimators.SUMO(2, cap=4, tail="reciprocal").targets["theta"]) == "iwae-6"
+    with pytest.raises(Refusal, match="tail=published, reciprocal, geometric, not 'soft'"):
+        estimators.SUMO(tail="soft")
+
+
+@pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("cap", [0, 4])
-def test_sumo_lengths_follow_their_law(cap):
+def test_sumo_lengths_follow_their_law(cap, tail):
     """Chi-square of 100,000 lengths against the pmf; false alarm 1e-6."""
     from scipy import stats
 
-    sumo = estimators.SUMO(cap=cap)
+    sumo = estimators.SUMO(cap=cap, tail=tail)
     lengths = sumo.lengths(100_000, torch.Generator().manual_seed(4)).numpy()
     assert lengths.min() == 1
-    edges = np.arange(1, 5) if cap else np.array([1, 2, 3, 5, 10, 20, 40, 80, 90])
+    edges = np.arange(1, 5) if cap else np.array([1, 2, 3, 5, 10, 20, 35, *([80, 90] if tail != "geometric" else [])])
     survival = sumo.survival(torch.tensor(edges)).numpy()
     expected = 100_000 * (survival - np.append(survival[1:], 0.0))
     observed = np.histogram(lengths, np.append(edges, 10_000))[0]

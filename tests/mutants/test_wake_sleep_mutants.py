@@ -34,7 +34,7 @@ Unbiased = estimators.UnbiasedReweightedWakeSleep
 
 @dataclass(frozen=True)
 class FromOne(Unbiased):
-    """Defect 10: levels counted from 1 where 0 is meant, so the first increment is weighted as the second."""
+    """Levels counted from 1 where 0 is meant, so the first increment is weighted as the second (defect 10)."""
 
     def increments(self, level):
         return [(1 - self.r) ** -(k + 1) for k in range(level + 1)]
@@ -42,7 +42,7 @@ class FromOne(Unbiased):
 
 @dataclass(frozen=True)
 class Multiplied(Unbiased):
-    """Defect 9: multiplied by P(N >= k) in place of divided."""
+    """Multiplied by P(N >= k) in place of divided (defect 9)."""
 
     def increments(self, level):
         return [(1 - self.r) ** k for k in range(level + 1)]

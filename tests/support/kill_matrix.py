@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -95,5 +96,8 @@ def table() -> list[str]:
         lines.append(f"{caught}/{len(seen)} seeds  {tier0:<12}  {name.rpartition('::')[2]}")
         if caught < len(seen):
             survived.append(name)
-    head = f"{len(defects)} planted defects, {len(survived)} survived; caught by sampling, and by the exact expectation"
+    items: Counter[int] = Counter(int(n) for name in defects for n in re.findall(r"defects? (\d+)", name))
+    named = ", ".join(f"{item} x{count}" for item, count in sorted(items.items()))
+    lines.append(f"by item of the known-bad list: {named or 'none'}; {sum(items.values())} of {len(defects)} defects")
+    head = f"{len(defects)} planted defects, {len(survived)} survived; seeds that caught each, and what the exact expectation says"
     return [head, *lines]
