@@ -58,3 +58,14 @@ def measure(dtype: str = "float32", device: str = "cpu") -> Ceilings:
     copy = cost.seconds(lambda: target.copy_(source), device)[0]
     normals = cost.seconds(lambda: drawn.normal_(generator=generator), device)[0]
     return Ceilings(2 * SIDE**3 / product, 2 * COPIED / copy, DRAWN / normals)
+
+
+def facts(dtype: str, device: str) -> dict[str, float]:
+    """:func:`measure` as entries of a run's environment, three digits each."""
+    found = measure(dtype, device)
+    named = {
+        "GFLOP/s of a matrix product": found.flops / 1e9,
+        "GB/s copied": found.copied_bytes / 1e9,
+        "million normals/s": found.normals / 1e6,
+    }
+    return {f"ceiling, {dtype} on {device}: {name}": float(f"{value:.3g}") for name, value in named.items()}

@@ -55,14 +55,16 @@ class CountingModel(LatentModel):
 
 
 class Meter(TorchDispatchMode):
-    """Counts FLOPs, and the peak of bytes alive that were made inside.
+    """Counts FLOPs, bytes read and written, and the peak of bytes alive that were made inside.
 
-    FLOPs are torch's own counts for matrix products and the like, and one per element of each pointwise operation.
+    FLOPs are torch's own counts for matrix products and the like, and one per element of each pointwise operation. Bytes
+    are those of every operation's tensors, as if nothing stayed in a cache or was fused: views move none.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
+        self.moved = 0
         self.alive = 0
         self.peak = 0
         self._seen: dict[int, int] = {}
@@ -75,11 +77,13 @@ class Meter(TorchDispatchMode):
             self.flops += product(*args, **(kwargs or {}), out_val=out)
         elif torch.Tag.pointwise in func.tags:
             self.flops += sum(t.numel() for t in made)
-        given = torch.utils._pytree.tree_leaves((args, kwargs))
-        theirs = {t.untyped_storage()._cdata for t in given if isinstance(t, Tensor)}
-        for tensor in made:
-            if tensor.untyped_storage()._cdata not in theirs:  # a view, or written in place: nothing new
-                self._watch(tensor)
+        given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        theirs = {t.untyped_storage()._cdata for t in given}
+        fresh = [t for t in made if t.untyped_storage()._cdata not in theirs]  # no view, nor written in place
+        for tensor in fresh:
+            self._watch(tensor)
+        if fresh or func._schema.is_mutable:
+            self.moved += sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in (*given, *made))
         return out
 
     def _watch(self, tensor: Tensor) -> None:
@@ -107,24 +111,27 @@ def count(estimator: Estimator, model: LatentModel, parameters: Parameters, gene
     if estimator.random_cost:
         draws = estimator.draws(guide, 256, generator)
     rows = sum(len(draw.rows) for draw in draws)
-    evaluations = flops = 0.0
+    evaluations = flops = moved = 0.0
     peak = 0
     for draw in draws:
         counting = CountingModel(model)
         noise = torch.utils._pytree.tree_map(lambda leaf: leaf[0], draw.noise)
-        spent, high = metered(lambda counting=counting, noise=noise: estimator.gradient(counting, parameters, noise))
+        meter = metered(lambda counting=counting, noise=noise: estimator.gradient(counting, parameters, noise))
         share = len(draw.rows) / rows
         evaluations += share * counting.evaluations
-        flops += share * spent
-        peak = max(peak, high)
-    return Cost(evaluations_per_gradient=evaluations, flops_per_gradient=flops, peak_bytes=peak)
+        flops += share * meter.flops
+        moved += share * meter.moved
+        peak = max(peak, meter.peak)
+    return Cost(
+        evaluations_per_gradient=evaluations, flops_per_gradient=flops, bytes_moved_per_gradient=moved, peak_bytes=peak
+    )
 
 
-def metered(work: Callable[[], Any]) -> tuple[int, int]:
-    """FLOPs of ``work`` and the peak of bytes that it keeps alive."""
+def metered(work: Callable[[], Any]) -> Meter:
+    """What ``work`` takes: FLOPs, bytes moved, and the peak of bytes that it keeps alive."""
     with Meter() as meter:
         work()
-    return meter.flops, meter.peak
+    return meter
 
 
 def synchronize(device: str) -> None:

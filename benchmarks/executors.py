@@ -88,6 +88,10 @@ class Minder:
         task = (self.job.folder, cell.model_dump(), self.job.plugins, usable_cores())
         return self.local.submit(worker.prepare, *task, kin=kin(cell))
 
+    def ceilings(self, dtype: str, device: str) -> Future[Any]:
+        """Begin to measure what this machine can do at most."""
+        return self.local.submit(worker.ceilings, dtype, device)
+
     def submit(self, cell: Cell) -> Future[Any]:
         """Begin a cell."""
         return self.local.submit(worker.work, self.job.folder, cell.model_dump(), self.job.plugins, kin=kin(cell))
@@ -157,6 +161,10 @@ class Engine(ABC):
     def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
         """The record of a cell that has ended, or ``None`` if it is to be begun again."""
 
+    def ceilings(self, dtype: str, device: str) -> Future[Any] | None:
+        """Begin to measure what the machine can do at most; ``None`` where cells may run on several machines."""
+        return None
+
     def companies(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """Cells that are begun together; each alone, unless an engine knows better."""
         return [[cell] for cell in cells]
@@ -205,6 +213,9 @@ class Here(Engine):
 
     def submit(self, cell: Cell) -> Future[Any]:
         return self.minder.submit(cell)
+
+    def ceilings(self, dtype: str, device: str) -> Future[Any]:
+        return self.minder.ceilings(dtype, device)
 
     def companies(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         return companies(cells)

@@ -134,6 +134,7 @@ class Cost(_Plain):
 
     evaluations_per_gradient: float | None = None
     flops_per_gradient: float | None = None
+    bytes_moved_per_gradient: float | None = None
     seconds_per_gradient: float | None = None
     seconds_interval: tuple[float, float] | None = None
     gradients_per_second: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 import shutil
@@ -143,10 +144,24 @@ def run(
             preparing(cell.problem)
             # A failure here is not lost: the cells of this problem will meet it again, and say so.
             wait([engine.prepare(cell)])
+        _note_ceilings(folder, cells, engine)
         for record in engine.as_completed(cells):
             tally.add(record)
             told(Progress(tally.counts.total(), len(cells), record))
     return tally
+
+
+def _note_ceilings(folder: Path, cells: Iterable[Cell], engine: executors.Engine) -> None:
+    """Add to the run's environment what its machine can do at most, so that a throughput can be judged as a share of it."""
+    path = folder / "environment.json"
+    if not path.exists():
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    for dtype, device in dict.fromkeys((cell.dtype, cell.device) for cell in cells):
+        begun = engine.ceilings(dtype, device)
+        if begun is not None and not wait([begun]).not_done and begun.exception() is None:
+            known |= begun.result()
+    records.write_text(path, records.pretty(known))
 
 
 @contextmanager

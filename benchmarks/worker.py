@@ -168,6 +168,14 @@ def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...], threads
             write_bytes(place, safetensors.numpy.save(arrays))
 
 
+def ceilings(dtype: str, device: str) -> dict[str, float]:
+    """What this machine can do at most, measured while the other workers wait."""
+    from .ceilings import facts
+
+    with quiet.alone():
+        return facts(dtype, device)
+
+
 def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[str, Any]:
     """Measure a cell, write its record, and return it.
 

@@ -18,6 +18,7 @@ PLOTTED = {
     "cost": ["label", "block", "num_samples", "target", "verdict", "variance", "variance_low", "variance_high", *COSTS],
     "bias": ["label", "block", "num_samples", "seed", "verdict", "bias_z", "detectable_bias", "reference_norm"],
     "snr": ["label", "block", "num_samples", "snr", "snr_low", "snr_high", "snr_floor", "snr_slope_theory"],
+    "roofline": ["title", "label", "num_samples", "dtype", "device", "intensity", "flops_per_second", "roof", "share"],
     "speed": ["title", "label", "num_samples", "gradients_per_second", "peak_bytes"],
 }
 """Columns of the table that belong to a kind of figure; every column for other kinds."""

@@ -20,6 +20,7 @@ from .labels import compared, labelled
 from .opening import opening
 from .plates import Plate, Plates, data_uri
 from .portion import portion
+from .roofline import roofline, shares
 from .statistics import COSTS, over_seeds, slopes
 from .tables import Run, curves, load, only, tabulate, to_csv, training_titles
 from .wording import BLOCKS, parts, plural
@@ -73,6 +74,7 @@ def document(runs: Sequence[Run]) -> str:
         "problems": problems,
         "tails": page.tail_rows(means),
         "throughput": _throughput(means, plates) if len(means) else None,
+        "roofline": _roofline(means, runs, plates) if len(means) else None,
         "training": _training(runs, plates),
         "trained": trained.section(runs, plates),
         "training_table": page.training_rows(runs, training),
@@ -113,6 +115,22 @@ def _throughput(means: pd.DataFrame, plates: Plates) -> Plate:
     return plates.add(
         "throughput", "speed", lambda: figures.throughput(means), means, *_SPEED, call="throughput(table)", spare=3
     )
+
+
+def _roofline(means: pd.DataFrame, runs: Sequence[Run], plates: Plates) -> Plate | None:
+    """Nothing where no run has measured what its machine can do."""
+    known = shares(means, {run.name: run.environment for run in runs})
+    if not len(known):
+        return None
+    middle = known["share"].median()
+    caption = (
+        f"FLOPs per second against FLOPs per byte moved, under what this machine reached in the same run: a matrix product (flat) "
+        f"and a copy of memory (slope). Half of the {len(known)} cells are above {middle:.0%} of the roof over them. Bytes are "
+        "counted as if no operation were fused and nothing stayed in a cache, so small problems may stand above the slope; drawing "
+        "noise counts as time and as no FLOP."
+    )
+    alt = "Points, a panel for each precision, below two lines that rise and then are flat: the limits of memory and arithmetic."
+    return plates.add("roofline", "roofline", lambda: roofline(known), known, caption, alt, spare=1)
 
 
 def _problem(

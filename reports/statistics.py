@@ -35,7 +35,8 @@ _MEANS = [
     *["mean_norm", "reference_norm", "reference_standard_error", "detectable_bias", "exact_variance", "snr_floor"],
     *["snr_slope_theory", "mse", "skewness", "kurtosis", "median_of_means", "cosine"],
     *["gradients_per_second"],
-    *["evaluations_per_gradient", "flops_per_gradient", "peak_bytes", "tail_ratio", "target_num_samples"],
+    *["evaluations_per_gradient", "flops_per_gradient", "bytes_moved_per_gradient", "peak_bytes"],
+    *["tail_ratio", "target_num_samples"],
 ]
 
 

@@ -29,7 +29,8 @@ COLUMNS = [
     *["snr", "snr_low", "snr_high", "snr_floor", "snr_slope_theory", "mse", "skewness", "kurtosis", "tail_index"],
     *["tail_index_low", "tail_index_high", "median_of_means"],
     *["quantiles", "cosine", "seconds_per_gradient", "seconds_low", "seconds_high", "gradients_per_second"],
-    *["evaluations_per_gradient", "flops_per_gradient", "peak_bytes", "chunk", "work_normalised_variance"],
+    *["evaluations_per_gradient", "flops_per_gradient", "bytes_moved_per_gradient", "peak_bytes", "chunk"],
+    "work_normalised_variance",
     *["device", "dtype", "compiled", "status", "reason", "library", "counterpart", "family", "summary", "citations"],
     *["tail_ratio", "seconds", "id", "run"],
 ]

@@ -77,9 +77,13 @@ class LoopEstimator(Estimator):
         """Exact evaluations, FLOPs and peak bytes of one estimate, as :func:`benchmarks.cost.count` takes them."""
         with own_randomness(0, problem.data.device), closing(self.estimates(problem, parameters)) as estimates:
             next(estimates)  # so that what is made once is not counted
-            flops, peak = metered(lambda: next(estimates))
-        evaluations = self.evaluations(problem, parameters)
-        return Cost(evaluations_per_gradient=evaluations, flops_per_gradient=flops, peak_bytes=peak)
+            meter = metered(lambda: next(estimates))
+        return Cost(
+            evaluations_per_gradient=self.evaluations(problem, parameters),
+            flops_per_gradient=meter.flops,
+            bytes_moved_per_gradient=meter.moved,
+            peak_bytes=meter.peak,
+        )
 
     def draws(self, guide: Guide, replicates: int, generator: torch.Generator) -> list[Draw]:
         raise NotImplementedError(f"{self.label()} draws its own noise: call gradients()")

@@ -111,21 +111,21 @@ def test_the_counting_model_is_transparent():
 @pytest.mark.parametrize(("m", "n", "k"), [(3, 5, 7), (1, 1, 1), (64, 32, 16)])
 def test_flops_of_a_matrix_product(m, n, k):
     a, b = torch.randn(m, k), torch.randn(k, n)
-    assert metered(lambda: a @ b)[0] == 2 * m * n * k
+    assert metered(lambda: a @ b).flops == 2 * m * n * k
     batch = torch.randn(4, m, k)
-    assert metered(lambda: torch.bmm(batch, b.expand(4, k, n)))[0] == 4 * 2 * m * n * k
+    assert metered(lambda: torch.bmm(batch, b.expand(4, k, n))).flops == 4 * 2 * m * n * k
 
 
 def test_flops_of_pointwise_operations():
     x, row = torch.randn(6, 8), torch.randn(8)
-    assert metered(lambda: x + row)[0] == 48
-    assert metered(lambda: (x * 2).exp())[0] == 96
-    assert metered(lambda: x.T.reshape(8, 6)[1:])[0] == 0
+    assert metered(lambda: x + row).flops == 48
+    assert metered(lambda: (x * 2).exp()).flops == 96
+    assert metered(lambda: x.T.reshape(8, 6)[1:]).flops == 0
 
 
 def test_flops_of_the_backward_pass_are_counted():
     a, b = torch.randn(3, 7, requires_grad=True), torch.randn(7, 5, requires_grad=True)
-    flops, _ = metered(lambda: (a @ b).backward(torch.ones(3, 5)))
+    flops = metered(lambda: (a @ b).backward(torch.ones(3, 5))).flops
     assert flops == 3 * 2 * 3 * 5 * 7
 
 
@@ -139,11 +139,11 @@ def test_peak_bytes_of_a_known_pattern():
         return b, d
 
     outside = torch.empty(10**6)
-    assert metered(work)[1] == 10_000
-    assert metered(lambda: outside.add_(1))[1] == 0  # memory that was there before
-    assert metered(lambda: outside.view(1000, 1000).T[5:])[1] == 0
-    assert metered(lambda: [torch.empty(100) for _ in range(10)])[1] == 4000
-    assert metered(lambda: [torch.empty(100).shape for _ in range(10)])[1] == 400  # freed one by one
+    assert metered(work).peak == 10_000
+    assert metered(lambda: outside.add_(1)).peak == 0  # memory that was there before
+    assert metered(lambda: outside.view(1000, 1000).T[5:]).peak == 0
+    assert metered(lambda: [torch.empty(100) for _ in range(10)]).peak == 4000
+    assert metered(lambda: [torch.empty(100).shape for _ in range(10)]).peak == 400  # freed one by one
 
 
 def test_flops_and_bytes_grow_with_the_samples_not_with_the_machine():
@@ -151,6 +151,16 @@ def test_flops_and_bytes_grow_with_the_samples_not_with_the_machine():
     assert (first.flops_per_gradient, first.peak_bytes) == (again.flops_per_gradient, again.peak_bytes)
     assert more.flops_per_gradient == pytest.approx(100 * first.flops_per_gradient, rel=0.2)
     assert more.peak_bytes > 20 * first.peak_bytes
+
+
+def test_bytes_moved_by_hand():
+    """Read and written by each operation; nothing by a view; an expanded tensor is as large as it is in memory."""
+    x, row = torch.ones(6, 8), torch.ones(8)
+    assert metered(lambda: x + row).moved == 4 * (48 + 8 + 48)
+    assert metered(lambda: x.T.reshape(48)[1:]).moved == 4 * 2 * 48  # the reshape copies
+    assert metered(lambda: x.add_(1)).moved == 4 * 2 * 48
+    assert metered(lambda: row.expand(6, 8).exp()).moved == 4 * (8 + 48)
+    assert counted("iwae", 8).bytes_moved_per_gradient > 0
 
 
 def test_doubly_reparameterised_costs_what_importance_weighted_costs():

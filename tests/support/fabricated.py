@@ -85,7 +85,7 @@ def cell(
         "blocks": [block(name, rule, k, replicates, generator, estimator) for name in ("value", "theta", "phi")],
         "cost": Cost(evaluations_per_gradient=k, flops_per_gradient=2200.0 * k, seconds_per_gradient=seconds,
                      seconds_interval=(seconds * 0.96, seconds * 1.05), gradients_per_second=1 / seconds,
-                     peak_bytes=20_000 + 3000 * k, chunk=1000),
+                     bytes_moved_per_gradient=9000.0 * k, peak_bytes=20_000 + 3000 * k, chunk=1000),
     }  # fmt: skip
     record = Record(**{**body, **how})
     write(folder / "cells" / f"{record.id}.json", record)
@@ -114,7 +114,9 @@ def write_run(folder: Path, problems: list[str], estimators: list[str], ks: list
     )  # fmt: skip
     write(folder / "manifest.json", manifest)
     write_text(
-        folder / "environment.json", '{"python": "3.11.2", "torch": "2.13.0", "processor": "<img src=x>", "threads": 2}'
+        folder / "environment.json",
+        '{"python": "3.11.2", "torch": "2.13.0", "processor": "<img src=x>", "threads": 2, '
+        '"ceiling, float64 on cpu: GFLOP/s of a matrix product": 40.0, "ceiling, float64 on cpu: GB/s copied": 10.0}',
     )
     points = [
         TrainingPoint(
