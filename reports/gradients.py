@@ -172,7 +172,7 @@ def _present(rows: pd.DataFrame, column: str) -> list[str]:
 
 def _state(state: dict[str, Any]) -> str:
     units = "+".join(str(each) for each in state["active_units"])
-    elbo, bound = state["heldout_elbo"], state["heldout_bound"]
+    elbo, bound = state["elbo"], state["bound"]
     return (
         f"{state['state']}: {state['model']}, {state['trained']}; held-out ELBO {number(elbo, 4)} and L_50 "
         f"{number(bound, 4)} nats, {units} active units"

@@ -78,7 +78,7 @@ def coded(arrays: Arrays) -> Figure:
     bars = grid[0].barh(names, [*rates, distortion], color=["#0173b2"] * len(rates) + ["#949494"])
     grid[0].bar_label(bars, fmt="%.1f", padding=3)
     grid[0].invert_yaxis()
-    grid[0].set(xlabel="nats per image", xlim=(0, 1.15 * max(distortion, *rates)))
+    grid[0].set(xlabel="nats per image", xlim=(0, 1.3 * max(distortion, *rates)))
     if units is not None:
         grid[1].bar(range(1, len(units) + 1), units, width=0.9, color="#0173b2")
         grid[1].set(xlabel="latents, largest first", ylabel="nats per image")

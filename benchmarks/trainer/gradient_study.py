@@ -27,6 +27,8 @@ NUM_SAMPLES = (1, 8, 64, 512)
 OVER = 5
 """An over-trained state has seen the images so many times more often than a converged one, at a rate that never falls."""
 
+WATCHED = 200
+"""Held-out images that a state's bounds are of."""
 HEAVY = 30.0
 """What KL(q || prior) counts on the way to a collapsed state: more than any latent is worth, so q becomes the prior. Its
 gradients are measured as those of the plain bounds."""
@@ -170,12 +172,14 @@ def _images(plan: GradientPlan) -> Any:
 
 def _facts(state: str, path: str, plan: GradientPlan) -> dict[str, Any]:
     """What a state is: how it came about, and what its model is worth."""
+    from ..streams import generator
     from . import assess
     from .session import trained
 
     family, parameters, settings, facts = trained(Path(path))
-    images = _images(plan)
-    last = facts["points"][-1]
+    held_out = _images(plan).held_out.to(next(iter(parameters["theta"].values())).dtype)
+    stream = generator("cpu", "gradients", "state")
+    bounds = assess.bounds(family, parameters, held_out[:WATCHED], 50, stream)
     objective = settings.objective
     how = f"{objective.theta}, K = {objective.num_samples}, {facts['step']} of {facts['steps']} steps"
     how += f", KL times {objective.kl_weight:g}" if objective.kl_weight != 1 else ""
@@ -183,9 +187,8 @@ def _facts(state: str, path: str, plan: GradientPlan) -> dict[str, Any]:
         "state": state,
         "model": settings.model,
         "trained": f"{how}, {settings.optimizer.schedule} rate",
-        "heldout_elbo": last["heldout_elbo"],
-        "heldout_bound": last["heldout_bound"],
-        "active_units": assess.units(family, parameters, images.held_out.to(next(iter(parameters["theta"].values())))),
+        **{name: bounds[f"heldout_{name}"] for name in ("elbo", "bound")},
+        "active_units": assess.units(family, parameters, held_out),
     }
 
 

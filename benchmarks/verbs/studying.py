@@ -131,7 +131,7 @@ def gradients(
         command, settings = shlex.join(["gradest", *sys.argv[1:]]), {"study": "gradients", **dataclasses.asdict(plan)}
         open_run(out, [], command=command, settings=settings, bibliography=books, workers=workers)
         with interruptible():
-            found = run(plan, out, workers, _counter())
+            found = run(plan, out, workers, _counter("trainings and measurements"))
     except (SpecError, DataError, Refusal) as wrong:
         fail(wrong)
     except ValueError:
@@ -145,7 +145,7 @@ def gradients(
         print_json(found)
         return
     for state in found["states"]:
-        typer.echo(f"{state['state']}: {state['trained']}, held-out ELBO {state['heldout_elbo']:.1f}, "
+        typer.echo(f"{state['state']}: {state['trained']}, held-out ELBO {state['elbo']:.1f}, "
                    f"active units {'+'.join(map(str, state['active_units']))}")  # fmt: skip
     typer.echo(f"{len(found['rows'])} rows, {len(found['refused'])} refused; by layer: gradest report {out}")
 
@@ -157,7 +157,7 @@ def _checkpoint(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _counter() -> Callable[[int, int, str], None]:
+def _counter(noun: str = "trainings") -> Callable[[int, int, str], None]:
     began, at_first = time.monotonic(), -1
 
     def tell(done: int, total: int, name: str) -> None:
@@ -165,6 +165,6 @@ def _counter() -> Callable[[int, int, str], None]:
         at_first = done if at_first < 0 else at_first
         spent = time.monotonic() - began
         left = f", about {spent / (done - at_first) * (total - done):.0f} s left" if done > at_first else ""
-        typer.echo(f"{done} of {total} trainings{left}{f': {name}' if name else ''}", err=True)
+        typer.echo(f"{done} of {total} {noun}{left}{f': {name}' if name else ''}", err=True)
 
     return tell

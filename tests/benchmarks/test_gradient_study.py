@@ -203,7 +203,7 @@ def test_the_verb_measures_checkpoints_and_refuses_in_one_line(tmp_path):
         (["-e", "iwea"], "did you mean 'iwae'"),
         (["-K", "2,x"], "whole numbers above 0"),
         (["elsewhere"], "NAME=PATH"),
-        ([f"a={tmp_path}"], "cannot read checkpoint"),
+        ([f"a={tmp_path}"], "cannot read"),
         (["--batch", "5000"], "more than the 4000"),
         (["--model", "vea"], "vae"),
     ):

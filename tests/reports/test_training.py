@@ -72,7 +72,7 @@ def stepwise():
     states = ("initial", "converged")
     return {
         "plan": {"design": {"batch": 20, "minibatches": 24, "repeats": 2, "seed": 0}},
-        "states": [{"state": state, "model": "vae", "trained": "iwae <i>", "heldout_elbo": -110.0, "heldout_bound": -105.0,
+        "states": [{"state": state, "model": "vae", "trained": "iwae <i>", "elbo": -110.0, "bound": -105.0,
                     "active_units": [13]} for state in states],
         "rows": [split(state, name, K, *layer, scale) for state in states for name, scale in (("iwae", 2.0), ("dreg", 1.0))
                  for K in (1, 8) for layer in layers],
