@@ -112,7 +112,7 @@ class Undecided(Elbo):
     "Right, and too noisy for the draws that it is given."
 
     def weights(self, log_w):
-        return Weights(None, log_w + 1e4, 1 / self.num_samples)
+        return Weights(None, (log_w + 1e4) / self.num_samples, 1 / self.num_samples)
 
 
 class Unsuited(Elbo):
