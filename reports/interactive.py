@@ -121,7 +121,8 @@ def _specification(
     x = alt.X("cost:Q", scale=alt.Scale(type="log", nice=False, padding=20), title=None, axis=alt.Axis(format="~g"))
     y = alt.Y("v:Q", scale=alt.Scale(type="log", nice=False, padding=20), title="variance (95 % interval)")
     range_ = [PALETTE[hue % len(PALETTE)] for hue in kins.values()]
-    legend = alt.Legend(orient="bottom", columns=4, symbolType="circle", title="family")
+    columns = alt.ExprRef("width < 480 ? 2 : 4")  # a phone has room for two
+    legend = alt.Legend(orient="bottom", columns=columns, symbolType="circle", title="family")
     colour = alt.Color("family:N", scale=alt.Scale(domain=list(kins), range=range_), legend=legend)
     pale = alt.condition("datum.faded", alt.value(0.08), alt.value(0.95))
     lines = base.mark_line(strokeWidth=1.4, aria=False).encode(

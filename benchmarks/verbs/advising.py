@@ -40,9 +40,10 @@ def advise(
     if len(named) != 1:
         fail("advise takes one problem, or --pyro MODEL,GUIDE")
     (problem,) = named
-    from ..registry import Registry
+    from ..registry import TARGETS, Registry
     from ..specs import SpecError
 
+    choose(_stem(target), tuple(TARGETS), "target")
     registry = Registry(plugin or ())
     try:
         spec = registry.problem(problem).spec
@@ -90,12 +91,17 @@ def _budget(text: str) -> tuple[str, float]:
     return name.strip(), amount
 
 
+def _stem(target: str) -> str:
+    """The target's name without its K: ``iwae`` of ``iwae-8``."""
+    stem, _, K_ = target.rpartition("-")
+    return stem if K_.isdigit() else target
+
+
 def _suited(registry: Any, target: str, block: str) -> list[str]:
     """Names of the estimators that declare this target at some K; others would be measured for nothing."""
     from ..registry import Refusal
 
-    stem, _, K_ = target.rpartition("-")
-    wanted = stem if K_.isdigit() else target
+    wanted = _stem(target)
     found = []
     for name, kind in registry.estimators.items():
         for K in dict.fromkeys((kind.usual_num_samples(), 1, 2, 4, 8)):

@@ -284,3 +284,8 @@ def test_cite_prints_exactly_these(gradest):
     assert out == "\n\n".join(bibtex()[key] for key in wanted) + "\n"
     data = json.loads(gradest("cite", "iwae", "dreg", "--json")[1])
     assert sorted(data["bibtex"]) == wanted and data["citations"]["dreg"] == list(kinds["dreg"].citations)
+
+
+def test_advise_knows_the_names_of_targets(gradest, advised):
+    code, out, err = gradest("advise", "gaussian-1d", "--run", advised, "--target", "ebo")
+    assert (code, out) == (2, "") and err == "gradest: no target 'ebo'; did you mean 'elbo'?\n"
