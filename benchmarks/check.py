@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,7 +55,12 @@ def check(
     """
     found = []
     for problem in problems:
+        faults = problem.faults(estimator)
         reason = estimator.refuses(problem)
+        if reason is not None and faults:
+            # It is refused since it would be wrong: that is what was asked.
+            found.append(Checked(problem.spec, _claims(estimator), Finding("BIASED", faults[0])))
+            continue
         if reason is not None:
             found.append(Checked(problem.spec, {}, Finding("INCONCLUSIVE", reason)))
             continue
@@ -65,8 +70,14 @@ def check(
         elif problem.compared and override is None:
             compared = compare(estimator, problem, seed=seed, max_draws=max_draws)
             if compared is not None:
-                found.append(Checked(problem.spec, *compared))
+                targets, finding = compared
+                reasons = "; ".join([finding.reason, *faults[:3]])
+                found.append(Checked(problem.spec, targets, replace(finding, reason=reasons)))
     return found
+
+
+def _claims(estimator: Estimator) -> dict[str, str]:
+    return {block: str(target) for block, target in estimator.targets.items() if target is not None}
 
 
 def _finding(estimator: Estimator, problem: Problem, truth: dict[str, Any], seed: int, max_draws: int) -> Finding:

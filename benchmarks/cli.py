@@ -16,7 +16,17 @@ import typer
 from . import __version__
 from .specs import SpecError
 from .verbs import advising, checking, making, showing, studying, training, watching
-from .verbs.common import Json, Plugins, PyroArguments, PyroProgram, fail, pyro_problem
+from .verbs.common import (
+    Json,
+    Plugins,
+    PyroArguments,
+    PyroPlate,
+    PyroProgram,
+    PyroReference,
+    PyroSteps,
+    fail,
+    pyro_problem,
+)
 from .verbs.common import manifest as _manifest
 from .verbs.common import say as _say
 
@@ -98,6 +108,9 @@ def run(
     verify_cells: Annotated[int, typer.Option(min=1, help="how many cells --verify takes")] = 10,
     pyro: PyroProgram = None,
     args: PyroArguments = None,
+    plate: PyroPlate = None,
+    reference: PyroReference = None,
+    steps_before: PyroSteps = None,
     plugin: Plugins = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="measure finished cells again")] = False,
@@ -111,7 +124,7 @@ def run(
 
     plugins = tuple(str(Path(each).resolve()) for each in plugin or ())
     changes: dict[str, Any] = {"device": device}
-    named = [*(problem or ()), *pyro_problem(pyro, args)]
+    named = [*(problem or ()), *pyro_problem(pyro, args, plate, reference, steps_before)]
     if named:
         changes["problems"] = named
     if estimator:

@@ -160,6 +160,7 @@ class Measurement:
             keep(moments, Path(folder) / "moments" / f"{cell.id}.safetensors")
         status = "nonfinite" if moments.nonfinite else "ok"
         reason = f"{moments.nonfinite} of {cell.replicates} replicates are not finite" if moments.nonfinite else ""
+        reason = "; ".join(filter(None, (reason, *problem.faults(estimator)[:3])))
         if self.compiled is not None and self.compiled.problem is not None:
             reason = "; ".join(filter(None, (reason, f"not compiled: {self.compiled.problem}")))
         spent = price(estimator, problem, self.compiled)

@@ -180,6 +180,10 @@ class LatentModel(ABC):
     def guide(self, phi: Block) -> Guide:
         """q_phi(. | x) for the model's data."""
 
+    def objects(self, estimator: Estimator) -> str | None:
+        """Why an estimator would be wrong on this model although it has what it needs, or ``None``."""
+        return None
+
     def prior(self, theta: Block) -> Guide:
         """p_theta(z), for models that offer ``analytic_kl`` or ``invertible_prior``."""
         raise NotImplementedError(f"{type(self).__name__} does not give its prior apart")
@@ -264,6 +268,14 @@ class Estimator(ABC):
         """What each block (``theta``, ``phi``) estimates the gradient of; ``None`` where it estimates none."""
 
     @property
+    def total_derivative(self) -> bool:
+        """Whether q enters through its value at transformed noise alone: as a rule of :class:`TotalDerivative` weights does."""
+        try:
+            return isinstance(self.weights(torch.zeros(self.num_samples, 1)), TotalDerivative)
+        except NotImplementedError:
+            return False
+
+    @property
     def variance_exists(self) -> bool:
         """``False`` where no model gives the estimate a finite variance; ``True`` leaves it to the model, and to the data."""
         return True
@@ -302,7 +314,8 @@ class Estimator(ABC):
         """Why this estimator cannot work on this model, or ``None``."""
         missing = sorted(self.needs - model.offers)
         if not missing:
-            return None
+            reason = model.objects(self)
+            return None if reason is None else f"{self.label()}: {reason}"
         return f"{self.label()} needs " + "; ".join(
             f"{need} ({model.lacking.get(need) or NEEDS.get(need, 'unknown to this model')})" for need in missing
         )

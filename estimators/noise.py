@@ -75,6 +75,10 @@ class NoiseScheme(Estimator):
         return self.wrapped.targets
 
     @property
+    def total_derivative(self) -> bool:
+        return self.wrapped.total_derivative
+
+    @property
     def variance_exists(self) -> bool:
         return self.wrapped.variance_exists
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from estimators import LatentModel, Parameters, Target
+from estimators import Estimator, LatentModel, Parameters, Target
 
 from ..records import TrainingRecord
 from ..specs import SpecError, canonical
@@ -82,6 +82,10 @@ class Problem(LatentModel):
     def exact(self, target: Target) -> Reference | None:
         """The exact value and gradient of a target, or ``None`` where this problem does not know them."""
         return None
+
+    def faults(self, estimator: Estimator) -> list[str]:
+        """Sentences on derivatives of the model that are not those of its values, where they mislead an estimator."""
+        return []
 
     def reference(self, target: Target, found: Mapping[str, Any], method: str) -> Reference:
         """A reference from numbers by parameter name, and ``value``; targets of phi alone have none for theta."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,19 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from estimators import Block, Guide, Parameters, Target
+from estimators import Block, Estimator, Guide, Parameters, Target
 from estimators.trees import tree_leaves, tree_map
 
+from ..randomness import own_randomness
 from ..specs import SpecError, nearest
 from .problem import Problem, Reference
 
 if TYPE_CHECKING:
+    from .pyro_audit import Cut
     from .pyro_program import Program
+
+PROBES = 64
+"""Draws of the guide at which every site of the model must have a density."""
 
 
 class PyroGuide(Guide):
@@ -136,7 +142,7 @@ class PyroProblem(Problem):
         self.validate()
         program = self.program
         leaves = [leaf for block in program.leaves.values() for leaf in block.values()]
-        self.require(bool(program.leaves["phi"]), "the guide has no parameters")
+        self.require(bool(program.leaves["phi"]), f"guide {self.q} has no parameters")
         dtype = str(leaves[0].dtype).removeprefix("torch.")
         object.__setattr__(self, "dtype", dtype)
         object.__setattr__(self, "version", f"{type(self).version}+{self._digest()}")
@@ -148,7 +154,9 @@ class PyroProblem(Problem):
             self._check_plate()
         # Made here and not on first use: tensors made inside a functorch transform must not outlive it.
         _ = self.data, self.latent_rank
-        self.log_joint(self.parameters["theta"], self._probe())  # what the model has against the plate is told at once
+        with self._named():
+            self._try()
+        _ = self.moving
 
     def validate(self) -> None:
         for name in ("model", "q"):
@@ -160,13 +168,25 @@ class PyroProblem(Problem):
     @cached_property
     def program(self) -> Program:
         """Model and guide, run once."""
+        from .pyro_handlers import explained
         from .pyro_program import Program
 
-        model = found(self.model)
-        model = model() if inspect.isclass(model) else model
-        args, kwargs = _arguments(found(self.args)()) if self.args else ((), {})
+        with own_randomness(self.seed, torch.device("cpu")):
+            model = found(self.model)
+            with explained(f"model {self.model}"):
+                model = model() if inspect.isclass(model) else model
+            with explained(f"guide {self.q}"):
+                guide = self._guide(model)
+            with explained(f"arguments {self.args}"):
+                args, kwargs = _arguments(found(self.args)()) if self.args else ((), {})
+        with self._named():
+            return Program(model, guide, args, kwargs, self.seed, self.steps, self.learning_rate)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What is said against the program, with its name before it."""
         try:
-            return Program(model, self._guide(model), args, kwargs, self.seed, self.steps, self.learning_rate)
+            yield
         except SpecError as wrong:
             raise SpecError(f"{self.model}, {self.q}: {wrong}") from None
 
@@ -183,7 +203,9 @@ class PyroProblem(Problem):
 
         if ":" in self.q:
             guide = found(self.q)
-            return guide(model) if inspect.isclass(guide) and issubclass(guide, autoguides.AutoGuide) else guide
+            if not inspect.isclass(guide):
+                return guide
+            return guide(model) if issubclass(guide, autoguides.AutoGuide) else guide()
         automatic = {name for name in autoguides.__all__ if name.startswith("Auto")}
         if self.q not in automatic:
             raise SpecError(f"{self.name}: no guide {self.q!r}; {nearest(self.q, automatic)}")
@@ -205,6 +227,11 @@ class PyroProblem(Problem):
     def points(self) -> int:
         """Log-weights of one sample: the elements of ``plate``, or one for all."""
         return self.guide(self.parameters["phi"]).log_prob(self._probe())[0].numel()
+
+    @cached_property
+    def total_points(self) -> int:
+        """The same with all of ``plate`` where it takes random subsets: what Pyro's own sums are of."""
+        return self.program.full_sizes.get(self.plate, self.points)
 
     @property
     def like(self) -> Tensor:
@@ -241,19 +268,96 @@ class PyroProblem(Problem):
 
     def _check_plate(self) -> None:
         for site in self.program.sites.values():
-            if site.subset:
+            if site.subset and site.name != self.plate:
                 raise SpecError(
-                    f"{self.name}: plate {site.name!r} takes random subsets; weights by plate need all of it"
+                    f"{self.name}: plate {site.name!r} takes random subsets; weights over plate {self.plate!r} need all of it"
                 )
-            if self.plate not in site.plates:
+            if not site.subset and self.plate not in site.plates:
                 raise SpecError(
                     f"{self.name}: guide site {site.name!r} stands outside plate {self.plate!r}: its weight cannot be "
                     f"shared out ({nearest(self.plate, site.plates) if site.plates else 'it is in no plate'})"
                 )
 
-    def _probe(self) -> dict[str, Tensor]:
+    def _probe(self, count: int = 1) -> dict[str, Tensor]:
         guide = self.guide(self.parameters["phi"])
-        return guide.transform(guide.noise((1,), torch.Generator(self.like.device)))
+        return guide.transform(guide.noise((count,), torch.Generator(self.like.device).manual_seed(self.seed)))
+
+    def _try(self) -> None:
+        """Run once what estimators run, so that what cannot be vectorised or differentiated is told at once."""
+        theta, phi = self.parameters["theta"], self.parameters["phi"]
+        noise = self.guide(phi).noise((2,), torch.Generator(self.like.device).manual_seed(self.seed))
+
+        def value(theta: Block, phi: Block) -> Tensor:
+            guide = self.guide(phi)
+            z = guide.transform(noise)
+            return self.log_joint(theta, z).sum() - guide.log_prob_transformed(noise).sum()
+
+        torch.func.grad(value, argnums=(0, 1))(theta, phi)
+        try:
+            torch.func.grad(lambda phi: self.guide(phi).log_prob(self._probe(2)).sum())(phi)
+            opaque = ""
+        except SpecError as wrong:  # a flow without an inverse
+            opaque = (
+                f"{wrong}; without log q of a given draw only total derivatives (reparameterization, iwae) can be had"
+            )
+        object.__setattr__(self, "_opaque", opaque)
+        z = self._probe(PROBES)
+        densities = over_leading(z, self.latent_rank, lambda z: self.program.site_densities(theta, self.from_front(z)))
+        for name, density in densities.items():
+            outside = int((~density.isfinite()).sum())
+            if outside:
+                raise SpecError(
+                    f"model site {name!r} has no density at {outside} of {PROBES} draws of the guide: do its draws leave "
+                    "the support, or overflow?"
+                )
+
+    @cached_property
+    def moving(self) -> dict[str, str]:
+        """Sites that the guide makes of others and of a parameter directly, and that parameter: no density shows it."""
+        if self._opaque:  # type: ignore[attr-defined]
+            return {}
+        phi = {name: leaf.clone().requires_grad_() for name, leaf in self.parameters["phi"].items()}
+        z = {name: leaf[0] for name, leaf in self._probe().items()}
+        found = {}
+        for site, value in self.program.placed(phi, self.from_front(z)).items():
+            if not value.requires_grad:
+                continue
+            slopes = torch.autograd.grad(value.sum(), list(phi.values()), retain_graph=True, allow_unused=True)
+            named = [name for name, slope in zip(phi, slopes, strict=True) if slope is not None and bool(slope.any())]
+            if named:
+                found[site] = named[0]
+        return found
+
+    @cached_property
+    def cuts(self) -> list[Cut]:
+        """Derivatives of the program that are not those of its values (:mod:`.pyro_audit`)."""
+        from .pyro_audit import cuts
+
+        return [] if self._opaque else cuts(self)  # type: ignore[attr-defined]
+
+    def faults(self, estimator: Estimator) -> list[str]:
+        path = "reparameterizable" in estimator.needs
+        return [cut.sentence for cut in self.cuts if cut.parameter or path]
+
+    def objects(self, estimator: Estimator) -> str | None:
+        if self._opaque and not estimator.total_derivative:  # type: ignore[attr-defined]
+            return self._opaque  # type: ignore[attr-defined,no-any-return]
+        if self.moving and not estimator.total_derivative:
+            site, parameter = next(iter(self.moving.items()))
+            return (
+                f"guide site {site!r} moves with parameter {parameter!r} while every random draw stays, which no density "
+                "shows: only total derivatives (reparameterization, iwae) are right here"
+            )
+        lost = [cut.sentence for cut in self.cuts if cut.parameter]
+        if lost:
+            return lost[0]
+        others = [target for target in estimator.targets.values() if target is not None and target.name != "elbo"]
+        if self.program.unmatched and others:
+            return (
+                f"guide site {self.program.unmatched!r} has no counterpart in the model, so the mean weight is not p(x): "
+                f"{others[0]} means nothing here"
+            )
+        return None
 
     def exact(self, target: Target) -> Reference | None:
         if not self.truth:
@@ -261,12 +365,22 @@ class PyroProblem(Problem):
         stated = found(self.truth)(target)
         if stated is None:
             return None
-        gradient = {
-            block: {name: self.tensor(stated[block][name]).reshape(leaf.shape) for name, leaf in leaves.items()}
-            for block, leaves in self.parameters.items()
-            if block in stated
-        }
+        gradient = {block: self._stated(block, stated[block]) for block in self.parameters if block in stated}
         return Reference(float(stated["value"]), gradient, f"stated by {self.truth}")
+
+    def _stated(self, block: str, given: Mapping[str, Any]) -> Block:
+        """One block of what ``truth`` returned, in the shapes of the parameters, which are unconstrained."""
+        found = {}
+        for name, leaf in self.parameters[block].items():
+            if name not in given:
+                raise SpecError(f"{self.truth} gives no {block}.{name}; it gives {', '.join(given) or 'nothing'}")
+            value = self.tensor(given[name])
+            if value.shape != leaf.shape:
+                raise SpecError(
+                    f"{self.truth}: {block}.{name} has shape {tuple(value.shape)}, the parameter has {tuple(leaf.shape)}"
+                )
+            found[name] = value
+        return found
 
 
 def found(source: str) -> Any:
@@ -284,10 +398,17 @@ def found(source: str) -> Any:
         module = load(place) if place.endswith(".py") else importlib.import_module(place)
     except ImportError as wrong:
         raise SpecError(f"no module {place!r}: {wrong}") from None
-    if not hasattr(module, name):
-        public = [each for each in vars(module) if not each.startswith("_")]
-        raise SpecError(f"{place} has no {name!r}; {nearest(name, public)}")
-    return getattr(module, name)
+    except SpecError:
+        raise
+    except Exception as wrong:
+        raise SpecError(f"{place} does not run: {type(wrong).__name__}: {wrong}") from wrong
+    member: Any = module
+    for part in name.split("."):  # such as vae.model
+        if not hasattr(member, part):
+            public = [each for each in dir(member) if not each.startswith("_")]
+            raise SpecError(f"{place} has no {name!r}; {nearest(part, public)}")
+        member = getattr(member, part)
+    return member
 
 
 def _arguments(made: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A user's Pyro model and guide, run as pure functions of parameters, latents and noise: so they vectorise and differentiate.
 
-Three handlers do it. Parameters are substituted wherever torch meets them, whoever holds them (Pyro's store, a PyroModule, a
+Handlers do it (:mod:`.pyro_handlers`). Parameters are substituted wherever torch meets them, whoever holds them (Pyro's store, a PyroModule, a
 network registered by ``pyro.module``); latents are given; and draws are made from explicit noise.
 """
 
@@ -16,73 +16,21 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from estimators import Block
-from estimators.trees import tree_map
 
-from ..references.loop import own_randomness
+from ..randomness import own_randomness
 from ..specs import SpecError
-from .pyro_sites import Noise, Unsupported, bare, draw, noise_of, smooth
-
-Values = dict[str, Tensor]
-_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-
-
-class Substituted(TorchFunctionMode):
-    """Within it, every use of certain tensors is a use of others."""
-
-    def __init__(self, replaced: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self.replaced = replaced
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == _REQUIRES_GRAD:  # pyro.module leaves out what says that it needs no gradient
-            return func(*args)
-        args, kwargs = tree_map(self._other, args), tree_map(self._other, kwargs or {})
-        return func(*args, **kwargs)
-
-    def _other(self, value: Any) -> Any:
-        return self.replaced.get(id(value), value) if isinstance(value, Tensor) else value
-
-
-class Given(Messenger):
-    """Latent and subsample sites take the values that are given, those of discrete sites as whole numbers."""
-
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            value = self.values[msg["name"]]
-            whole = isinstance(msg["fn"], _Subsample) or isinstance(bare(msg["fn"]), torch.distributions.Categorical)
-            msg["value"] = value.long() if whole else value
-            msg["done"] = True
-
-
-class FromNoise(Messenger):
-    """Latent sites are drawn from the noise that is given, and kept. Subsets of plates are values, not draws."""
-
-    def __init__(self, noise: Mapping[str, tuple[Tensor, ...]]) -> None:
-        super().__init__()
-        self.noise = noise
-        self.drawn: Values = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["name"] not in self.noise:
-            return
-        noise = self.noise[msg["name"]]
-        msg["value"] = draw(msg["fn"], iter(noise))
-        self.drawn[msg["name"]] = msg["value"]
-        msg["done"] = True
+from .pyro_handlers import FromNoise, Given, Substituted, Values, explained
+from .pyro_sites import Noise, Unsupported, bare, noise_of, smooth
 
 
 @dataclass(frozen=True)
 class Site:
     """One random choice of the guide: its noise, its place in plates, and what it allows.
 
-    ``subset`` is the size of a plate's random subset, and 0 for a latent; ``plates`` maps names to dimensions, counted from the right of the batch.
+    ``subset`` is the size of a plate's random subset, and 0 for a latent; ``plates`` maps names to dimensions, counted from
+    the right of the batch.
     """
 
     name: str
@@ -116,34 +64,50 @@ class Program:
     def __post_init__(self) -> None:
         self._state: Any = None
         with own_randomness(self.seed, torch.device("cpu")), pyro.get_param_store().scope() as state:
-            if self.steps:
+            with explained("training"):
                 self._train()
-            guide = pyro.poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-            model = pyro.poutine.trace(pyro.poutine.replay(self.model, trace=guide)).get_trace(
-                *self.args, **self.kwargs
-            )
-            self.leaves = {
-                block: {name: pyro.get_param_store()._params[name] for name in _params(trace)}
-                for block, trace in (("theta", model), ("phi", guide))
-            }
+            with explained("guide"):
+                guide = pyro.poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+                guide.compute_log_prob()
+            with explained("model"):
+                replayed = pyro.poutine.replay(self.model, trace=guide)
+                model = pyro.poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+                model.compute_log_prob()
+            self.leaves = {block: _leaves(trace) for block, trace in (("theta", model), ("phi", guide))}
         self._state = state
-        shared = set(self.leaves["theta"]) & set(self.leaves["phi"])
-        if shared:
-            raise SpecError(
-                f"parameter {sorted(shared)[0]!r} is used by model and guide: say which block it belongs to"
-            )
-        self.sites = _sites(guide) | _subsets(model)
-        missing = [name for name, node in _random(model) if name not in self.sites]
-        if missing:
-            raise SpecError(f"latent site {missing[0]!r} of the model is not in the guide")
-        if not any(site.noise for site in self.sites.values()):
+        self._check_parameters()
+        self.sites = _sites(guide) | _subsets(model) | _subsets(guide)
+        self._check_sites(model)
+        if not any(site.noise for site in self.sites.values() if not site.subset):
             raise SpecError("the guide draws nothing: it is a point estimate, and has no gradient noise to measure")
+        self.unmatched = _unmatched(model, guide)
+        self.full_sizes = {site.name: site.noise[0].shape[0] for site in self.sites.values() if site.subset}
 
     def _train(self) -> None:
+        if not self.steps:
+            return
         optimiser = pyro.optim.Adam({"lr": self.learning_rate})
         svi = pyro.infer.SVI(self.model, self.guide, optimiser, loss=pyro.infer.Trace_ELBO())
         for _ in range(self.steps):
             svi.step(*self.args, **self.kwargs)
+
+    def _check_parameters(self) -> None:
+        theta, phi = self.leaves["theta"], self.leaves["phi"]
+        places = {id(leaf): name for name, leaf in theta.items()}
+        shared = sorted(set(theta) & set(phi)) or [name for name, leaf in phi.items() if id(leaf) in places]
+        if shared:
+            raise SpecError(f"parameter {shared[0]!r} is used by model and guide: say which block it belongs to")
+
+    def _check_sites(self, model: Any) -> None:
+        for name, node in _random(model):
+            if name in self.sites:
+                continue
+            if node["infer"].get("enumerate"):
+                raise SpecError(
+                    f"latent site {name!r} of the model is summed over by TraceEnum_ELBO, which is not done here: let the "
+                    "guide draw it"
+                )
+            raise SpecError(f"latent site {name!r} of the model is not in the guide")
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -153,8 +117,8 @@ class Program:
 
     def _traced(self, function: Callable[..., Any], block: Block, kind: str, handler: Messenger) -> Any:
         """A trace of model or guide at other parameters, with densities computed."""
-        replaced = {id(leaf): block[name] for name, leaf in self.leaves[kind].items()}
-        with self.scope(), Substituted(replaced), handler:
+        mode = Substituted({id(leaf): block[name] for name, leaf in self.leaves[kind].items()})
+        with explained("model" if kind == "theta" else "guide", mode), self.scope(), mode, handler:
             trace = pyro.poutine.trace(function).get_trace(*self.args, **self.kwargs)
             trace.compute_log_prob()
         return trace
@@ -178,9 +142,47 @@ class Program:
             trace = self._traced(self.guide, phi, "phi", handler)
         return {name: value.to(dtype) for name, value in handler.drawn.items()} | subsets, _total(trace, plate)
 
+    def site_densities(self, theta: Block, z: Values) -> Values:
+        """log p of each site of the model by its name, ``()``, at given latents."""
+        return _densities(self._traced(self.model, theta, "theta", Given(z)))
 
-def _params(trace: Any) -> list[str]:
-    return [name for name, node in trace.nodes.items() if node["type"] == "param"]
+    def guide_densities(self, phi: Block, z: Values) -> Values:
+        """log q of each site of the guide by its name, ``()``, at given latents."""
+        return _densities(self._traced(self.guide, phi, "phi", Given(z)))
+
+    def placed(self, phi: Block, z: Values) -> Values:
+        """The sites that take no noise of their own, as the guide makes them of given others."""
+        drawn = {name: value for name, value in z.items() if self.sites[name].noise}  # subsets among them
+        trace = self._traced(self.guide, phi, "phi", Given(drawn))
+        return {name: trace.nodes[name]["value"] for name, site in self.sites.items() if not site.noise}
+
+
+def _densities(trace: Any) -> Values:
+    return {
+        name: node["log_prob_sum"]
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not isinstance(node["fn"], _Subsample)
+    }
+
+
+def _leaves(trace: Any) -> dict[str, Tensor]:
+    """Unconstrained parameters of a trace by name, each once: a module may know one by two names."""
+    store = pyro.get_param_store()
+    names = [name for name, node in trace.nodes.items() if node["type"] == "param"]
+    return dict({id(store._params[name]): (name, store._params[name]) for name in names}.values())
+
+
+def _unmatched(model: Any, guide: Any) -> str | None:
+    """A random site of the guide that the model knows nothing of, directly or through what is made of it; or ``None``.
+
+    Autoguides draw auxiliary numbers and make the model's sites of them, with as many dimensions; log w is then a weight.
+    """
+    known = {name for name, _ in _random(model)}
+    own = [(name, node) for name, node in _random(guide) if name not in known and noise_of(node["fn"])]
+    made = [node for name, node in _random(guide) if name in known and not noise_of(node["fn"])]
+    if sum(node["value"].numel() for _, node in own) > sum(node["value"].numel() for node in made):
+        return own[0][0]
+    return None
 
 
 def _random(trace: Any) -> Iterator[tuple[str, Any]]:
@@ -228,7 +230,9 @@ def _total(trace: Any, plate: str | None) -> Tensor:
         dims = _plates(node)
         if plate not in dims:
             raise SpecError(f"site {name!r} stands outside plate {plate!r}: its density cannot be shared out over it")
-        log_prob = node["log_prob"]
+        (frame,) = (frame for frame in node["cond_indep_stack"] if frame.name == plate)
+        # An element of a random subset stands for itself here: its weight is its own, not that of all that were left out.
+        log_prob = node["log_prob"] * (frame.size / (frame.full_size or frame.size))
         keep = log_prob.ndim + dims[plate]
         total = total + log_prob.movedim(keep, 0).reshape(log_prob.shape[keep], -1).sum(1)
     return total

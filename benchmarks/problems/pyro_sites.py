@@ -13,10 +13,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
+from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
+
+from .quantiles import gamma_quantile, poisson_quantile
 
 Law = Literal["normal", "uniform"]
-NEWTON_STEPS = 30
-"""Of the Gamma quantile: it doubles its digits in each of the last few."""
+PROPOSALS = 48
+"""Of one von Mises draw: at least 0.65 of them are accepted, so none is with probability below 1e-21."""
 
 
 class Noise(NamedTuple):
@@ -44,6 +48,12 @@ def noise_of(fn: Any) -> list[Noise]:
     Raises:
         Unsupported: for a distribution that has no rule here.
     """
+    if (
+        "StraightThrough" in type(fn).__name__
+        and fn.has_rsample
+        and not isinstance(fn, torch.distributions.OneHotCategorical)
+    ):
+        raise Unsupported(f"{type(fn).__name__} draws one value and differentiates another: its density is of neither")
     inner = _inner(fn)
     return noise_of(inner) if inner is not None else _rule(fn).noise(fn)
 
@@ -124,35 +134,90 @@ def _student(fn: Any, eps: Tensor, u: Tensor) -> Tensor:
     return fn.loc + fn.scale * eps * torch.sqrt(fn.df / chi_square)
 
 
-def gamma_quantile(u: Tensor, concentration: Tensor) -> Tensor:
-    """The Gamma(concentration, 1) quantile of ``u``, and its first derivative in ``concentration``.
+def _multivariate_student(fn: Any, eps: Tensor, u: Tensor) -> Tensor:
+    chi_square = 2 * gamma_quantile(u, 0.5 * fn.df)
+    normal = (fn.scale_tril @ eps[..., None])[..., 0]
+    return fn.loc + normal * torch.sqrt(fn.df / chi_square)[..., None]
 
-    Newton's method on the logarithm of the quantile; the derivative is -(dF/da) / f, with dF/da by a central difference of
-    the regularised incomplete gamma function in double precision, good to nine digits.
 
-    Example:
-        >>> u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-        >>> y = gamma_quantile(u, torch.tensor(1.0, dtype=torch.float64))
-        >>> torch.allclose(y, -torch.log1p(-u))
-        True
-    """
-    dtype = u.dtype
-    a = concentration.detach().double().expand(u.shape)
-    u = u.detach().double().clamp(1e-300, 1 - 1e-16)
-    wilson = a * (1 - 1 / (9 * a) + torch.special.ndtri(u) / (3 * a.sqrt())) ** 3
-    small = torch.exp((u.log() + torch.lgamma(a + 1)) / a)
-    t = torch.where((wilson > 0.1 * a) & (a > 0.5), wilson, small).clamp_min(1e-290).log()
-    for _ in range(NEWTON_STEPS):
-        y = t.exp()
-        log_density = a * t - y - torch.lgamma(a)  # of t
-        below = torch.special.gammainc(a, y) - u
-        t = t - (below * torch.exp(-log_density.clamp_min(-600.0))).clamp(-1.0, 1.0)
-    y = t.exp()
-    step = 1e-5 * a
-    slope = (torch.special.gammainc(a + step, y) - torch.special.gammainc(a - step, y)) / (2 * step)
-    derivative = -slope * torch.exp(torch.lgamma(a) + y - (a - 1) * t)
-    y, derivative = y.to(dtype), derivative.to(dtype)
-    return y + derivative * (concentration - concentration.detach())
+def _gumbel(u: Tensor) -> Tensor:
+    tiny = torch.finfo(u.dtype).tiny
+    return -torch.log((-torch.log(u.clamp_min(tiny))).clamp_min(tiny))
+
+
+def _relaxed_category(fn: Any, u: Tensor) -> Tensor:
+    return ((fn.logits + _gumbel(u)) / fn.temperature).log_softmax(-1)
+
+
+def _relaxed_bit(fn: Any, u: Tensor) -> Tensor:
+    return (fn.logits + u.logit(torch.finfo(u.dtype).eps)) / fn.temperature
+
+
+def _geometric(fn: Any, u: Tensor) -> Tensor:
+    return torch.floor(torch.log1p(-u) / torch.log1p(-fn.probs.detach()))
+
+
+def _trials(fn: Any) -> int:
+    """The total count, where all elements share one."""
+    counts = torch.as_tensor(fn.total_count)
+    if not bool((counts == counts.flatten()[0]).all()):
+        raise Unsupported(f"{type(fn).__name__} with different total counts cannot be drawn from explicit noise here")
+    return int(counts.flatten()[0])
+
+
+def _binomial(fn: Any, u: Tensor) -> Tensor:
+    return (u < fn.probs.detach()[..., None]).sum(-1).to(fn.probs)
+
+
+def _negative_binomial(fn: Any, u: Tensor, v: Tensor) -> Tensor:
+    mean = gamma_quantile(u, fn.total_count) * fn.logits.exp()
+    return poisson_quantile(v, mean)
+
+
+def _lkj(fn: Any, normal: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """The onion: each row of the factor is a random direction, and its length the root of a beta variable."""
+    below = torch.arange(1, fn.dim, dtype=u.dtype, device=u.device)
+    a = gamma_quantile(u, (0.5 * below).expand(u.shape))
+    b = gamma_quantile(v, fn.concentration[..., None] + 0.5 * (fn.dim - 1 - below))
+    square = a / (a + b)  # of all but the first row, whose length is zero
+    rows = normal.tril()
+    rows = rows / rows.norm(dim=-1, keepdim=True) * square.sqrt()[..., None]
+    diagonal = torch.cat([torch.ones_like(square[..., :1]), (b / (a + b)).sqrt()], -1)
+    pad = torch.nn.functional.pad
+    return pad(rows, (0, 1, 1, 0)) + torch.diag_embed(diagonal)
+
+
+def _lkj_noise(fn: Any) -> list[Noise]:
+    batch, rows = tuple(fn.batch_shape), fn.dim - 1
+    return [Noise("normal", (*batch, rows, rows)), *2 * [Noise("uniform", (*batch, rows))]]
+
+
+def _von_mises(fn: Any, u: Tensor) -> Tensor:
+    """The first proposal that is accepted, of wrapped Cauchy ones (Best and Fisher, 1979)."""
+    concentration = fn.concentration.detach().double()[..., None]
+    tau = 1 + (1 + 4 * concentration**2).sqrt()
+    rho = (tau - (2 * tau).sqrt()) / (2 * concentration)
+    r = torch.where(concentration < 1e-5, 1 / concentration + concentration, (1 + rho**2) / (2 * rho))
+    direction, height, sign = u.double().unbind(-1)
+    cosine = torch.cos(torch.pi * direction)
+    f = (1 + r * cosine) / (r + cosine)
+    c = concentration * (r - f)
+    accepted = (c * (2 - c) - height > 0) | ((c / height).log() + 1 - c >= 0)
+    first = accepted.to(torch.uint8).argmax(-1, keepdim=True)
+    angle = ((sign - 0.5).sign() * f.clamp(-1, 1).acos()).gather(-1, first)[..., 0]
+    return ((angle.to(u.dtype) + torch.pi + fn.loc.detach()) % (2 * torch.pi)) - torch.pi
+
+
+def _mixture_noise(fn: Any) -> list[Noise]:
+    return [Noise("uniform", tuple(fn.batch_shape)), *noise_of(fn.component_distribution)]
+
+
+def _mixture(fn: Any, u: Tensor, *noise: Tensor) -> Tensor:
+    components = draw(fn.component_distribution, iter(noise))
+    place = len(fn.batch_shape)
+    chosen = _categorical(fn.mixture_distribution, u)
+    index = chosen.reshape(*fn.batch_shape, 1, *len(fn.event_shape) * (1,))
+    return components.gather(place, index.expand(*fn.batch_shape, 1, *fn.event_shape)).squeeze(place)
 
 
 RULES: dict[type, Rule] = {
@@ -179,6 +244,22 @@ RULES: dict[type, Rule] = {
     torch.distributions.OneHotCategorical: Rule(
         lambda fn: [Noise("uniform", tuple(fn.batch_shape))], _one_hot, smooth=False
     ),
+    torch.distributions.Geometric: Rule(_one("uniform"), _geometric, smooth=False),
+    torch.distributions.Poisson: Rule(_one("uniform"), lambda fn, u: poisson_quantile(u, fn.rate), smooth=False),
+    torch.distributions.Binomial: Rule(
+        lambda fn: [Noise("uniform", (*_shape(fn), _trials(fn)))], _binomial, smooth=False
+    ),
+    torch.distributions.NegativeBinomial: Rule(lambda fn: 2 * _one("uniform")(fn), _negative_binomial, smooth=False),
+    torch.distributions.VonMises: Rule(
+        lambda fn: [Noise("uniform", (*_shape(fn), PROPOSALS, 3))], _von_mises, smooth=False
+    ),
+    torch.distributions.LKJCholesky: Rule(_lkj_noise, _lkj),
+    torch.distributions.MixtureSameFamily: Rule(_mixture_noise, _mixture, smooth=False),
+    dist.MultivariateStudentT: Rule(
+        lambda fn: [Noise("normal", _shape(fn)), Noise("uniform", tuple(fn.batch_shape))], _multivariate_student
+    ),
+    LogitRelaxedBernoulli: Rule(_one("uniform"), _relaxed_bit),
+    ExpRelaxedCategorical: Rule(_one("uniform"), _relaxed_category),
     dist.Delta: Rule(lambda fn: [], lambda fn: fn.v.expand(_shape(fn))),
 }
 """By class, looked up along the class's own order of inheritance; others with an inverse distribution function use that."""

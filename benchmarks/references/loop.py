@@ -7,8 +7,8 @@ replicates instead. Its estimates are under test here, as ours are; they are no 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from estimators import BLOCKS, Draw, Estimator, Gradient, Guide, LatentModel, Pa
 
 from ..cost import metered
 from ..problems.problem import Problem
+from ..randomness import own_randomness
 from ..records import Cost
 
 
@@ -90,31 +91,3 @@ class LoopEstimator(Estimator):
 
     def gradient(self, model: LatentModel, parameters: Parameters, noise: Any) -> Gradient:
         raise NotImplementedError(f"{self.label()} draws its own noise: call gradients()")
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generator of one device, seeded within and as before without.
-
-    Example:
-        >>> before = torch.get_rng_state()
-        >>> with own_randomness(7, torch.device("cpu")):
-        ...     first = torch.rand(2)
-        >>> with own_randomness(7, torch.device("cpu")):
-        ...     torch.equal(first, torch.rand(2))
-        True
-        >>> torch.equal(before, torch.get_rng_state())
-        True
-    """
-    # torch.manual_seed would seed every device there is, and so change generators that are not restored here.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cpu":
-            yield
-            return
-        module = torch.get_device_module(device)
-        index = module.current_device() if device.index is None else device.index
-        with torch.random.fork_rng(devices=[index], device_type=device.type):
-            with module.device(index):
-                module.manual_seed(seed)
-            yield

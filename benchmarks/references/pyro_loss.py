@@ -25,7 +25,8 @@ from estimators import BLOCKS, Block, Gradient, LatentModel, Parameters
 
 from ..problems.problem import Problem
 from ..problems.pyro_problem import PyroProblem
-from .loop import LoopEstimator, own_randomness
+from ..randomness import own_randomness
+from .loop import LoopEstimator
 
 if TYPE_CHECKING:
     from pyro.infer import ELBO
@@ -126,7 +127,7 @@ def entered(problem: Problem, parameters: Parameters) -> Iterator[tuple[Any, Any
         program = problem.program
         with program.scope():
             model, guide = (partial(each, *program.args, **program.kwargs) for each in (program.model, program.guide))
-            yield model, guide, program.leaves, problem.points
+            yield model, guide, program.leaves, problem.total_points
         return
     model, guide = twin(problem, parameters)
     # The scope hides whatever the caller keeps in Pyro's one global store, and takes ours away again.

@@ -13,7 +13,7 @@ from estimators import Draw, Gradient, Guide, LatentModel, Parameters, Refusal, 
 
 from ..problems.problem import Problem
 from ..problems.pyro_problem import PyroProblem
-from .loop import own_randomness
+from ..randomness import own_randomness
 from .pyro_loss import PyroLoss, entered, latents, sites_of, traces
 
 if TYPE_CHECKING:

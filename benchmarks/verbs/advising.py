@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, Plugins, PyroArguments, PyroProgram, choose, fail, manifest, print_json, pyro_problem
+from .common import (
+    Json,
+    Plugins,
+    PyroArguments,
+    PyroPlate,
+    PyroProgram,
+    PyroReference,
+    PyroSteps,
+    choose,
+    fail,
+    manifest,
+    print_json,
+    pyro_problem,
+)
 
 METERS = ("evaluations", "seconds", "flops", "bytes")
 
@@ -29,6 +42,9 @@ def advise(
     out: Annotated[Path, typer.Option("--out", "-o", help="where to measure; resumed")] = Path("results/advice"),
     pyro: PyroProgram = None,
     args: PyroArguments = None,
+    plate: PyroPlate = None,
+    reference: PyroReference = None,
+    steps_before: PyroSteps = None,
     plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +52,7 @@ def advise(
     meter, amount = _budget(budget)
     amount = amount / steps if meter != "bytes" else amount
     choose(block, ("phi", "theta"), "block")
-    named = [*([problem] if problem else []), *pyro_problem(pyro, args)]
+    named = [*([problem] if problem else []), *pyro_problem(pyro, args, plate, reference, steps_before)]
     if len(named) != 1:
         fail("advise takes one problem, or --pyro MODEL,GUIDE")
     (problem,) = named

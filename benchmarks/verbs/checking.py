@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, Plugins, PyroArguments, PyroProgram, fail, print_json, pyro_problem
+from .common import (
+    Json,
+    Plugins,
+    PyroArguments,
+    PyroPlate,
+    PyroProgram,
+    PyroReference,
+    PyroSteps,
+    fail,
+    print_json,
+    pyro_problem,
+)
 
 
 def check(
@@ -22,6 +33,9 @@ def check(
     junit: Annotated[Path | None, typer.Option(help="write a JUnit XML file too, a test per problem")] = None,
     pyro: PyroProgram = None,
     args: PyroArguments = None,
+    plate: PyroPlate = None,
+    reference: PyroReference = None,
+    steps_before: PyroSteps = None,
     as_json: Json = False,
     plugin: Plugins = None,
 ) -> None:
@@ -38,7 +52,7 @@ def check(
         estimator, path = named(source, num_samples, target)
         override = target_named(target, estimator.num_samples) if target else None
         registry = Registry([*(plugin or ()), *([path] if path else ())])
-        stated = [*(problem or ()), *pyro_problem(pyro, args)]
+        stated = [*(problem or ()), *pyro_problem(pyro, args, plate, reference, steps_before)]
         problems = [registry.problem(each) for each in stated or PANEL]
         found = check_estimator(estimator, problems, override=override, seed=seed, max_draws=max_draws)
     except (SpecError, Refusal) as wrong:

@@ -17,6 +17,15 @@ PyroProgram = Annotated[
     typer.Option("--pyro", help="MODEL,GUIDE: each module:name or file.py:name; the guide may be an autoguide's name"),
 ]
 PyroArguments = Annotated[str | None, typer.Option("--args", help="file.py:function that gives the arguments of both")]
+PyroPlate = Annotated[
+    str | None, typer.Option("--plate", help="weights for each element of this plate; one joint weight without it")
+]
+PyroReference = Annotated[
+    str | None, typer.Option("--reference", help="file.py:function that gives the exact value and gradient of a target")
+]
+PyroSteps = Annotated[
+    int | None, typer.Option("--steps-before", min=0, help="of training by Pyro's own SVI before anything is measured")
+]
 
 
 def fail(message: object, code: int = 2) -> NoReturn:
@@ -30,18 +39,32 @@ def say(message: object, code: int) -> int:
     return code
 
 
-def pyro_problem(program: str | None, arguments: str | None) -> list[str]:
-    """The problem that ``--pyro`` and ``--args`` stand for, or none."""
+def pyro_problem(
+    program: str | None,
+    arguments: str | None,
+    plate: str | None = None,
+    reference: str | None = None,
+    steps: int | None = None,
+) -> list[str]:
+    """The problem that ``--pyro`` and the options that go with it stand for, or none."""
+    given = {"args": arguments, "plate": plate, "truth": reference, "steps": steps}
+    settings = {name: value for name, value in given.items() if value is not None}
     if program is None:
-        if arguments is not None:
-            fail(f"--args {arguments} belongs to --pyro MODEL,GUIDE")
+        options = {"args": "--args", "plate": "--plate", "truth": "--reference", "steps": "--steps-before"}
+        for name, value in settings.items():
+            fail(f"{options[name]} {value} belongs to --pyro MODEL,GUIDE")
         return []
     model, comma, guide = (part.strip() for part in program.partition(","))
     if not (model and comma and guide):
         fail(f"--pyro takes MODEL,GUIDE, such as model.py:model,AutoNormal, not {program!r}")
+    place = model.rpartition(":")[0]
     if ":" not in guide and not guide.startswith("Auto"):
-        guide = f"{model.rpartition(':')[0]}:{guide}"  # of the model's own file or module
-    return [f"pyro[model={model},q={guide}{f',args={arguments}' if arguments else ''}]"]
+        guide = f"{place}:{guide}"  # of the model's own file or module
+    for name in ("args", "truth"):
+        if name in settings and ":" not in str(settings[name]):
+            settings[name] = f"{place}:{settings[name]}"
+    stated = {"model": model, "q": guide} | settings
+    return [f"pyro[{','.join(f'{name}={value}' for name, value in stated.items())}]"]
 
 
 def manifest(folder: Path) -> Any:

@@ -157,10 +157,6 @@ def switch_guide(y):
 
 
 # What must be refused, with the site or parameter named.
-def counting_guide(y):
-    pyro.sample("mu", dist.Poisson(pyro.param("rate", torch.tensor(2.0), constraint=positive)))
-
-
 def empty_guide(y):
     pyro.param("loc", torch.tensor(0.4))
 
