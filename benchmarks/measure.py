@@ -21,7 +21,7 @@ from .files import write_bytes
 from .metrics import summarize
 from .moments import GradientMoments
 from .problems.problem import Problem, Reference
-from .records import SHARED, Cell, Cost, Record
+from .records import SHARED, BlockResult, Cell, Cost, Record
 from .references.long_run import long_run
 from .references.loop import LoopEstimator
 from .references.truth import Truth
@@ -141,17 +141,20 @@ class Measurement:
         cell, estimator, problem, moments = self.cell, self.estimator, self.problem, self.moments
         resolution = 32 * torch.finfo(getattr(torch, problem.dtype)).eps
         blocks = [
-            summarize(
-                moments.blocks.get(block),
-                block,
-                target=target_of(estimator, block),
-                truth=self.truths[block],
-                dimensions=self.sizes[block],
-                nonfinite=moments.nonfinite,
-                declared_finite=estimator.variance_exists,
-                resolution=resolution,
-                exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
-                snr_slope=estimator.snr_slope(block, problem.tail_ratio),
+            with_names(
+                problem,
+                summarize(
+                    moments.blocks.get(block),
+                    block,
+                    target=target_of(estimator, block),
+                    truth=self.truths[block],
+                    dimensions=self.sizes[block],
+                    nonfinite=moments.nonfinite,
+                    declared_finite=estimator.variance_exists,
+                    resolution=resolution,
+                    exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
+                    snr_slope=estimator.snr_slope(block, problem.tail_ratio),
+                ),
             )
             for block in self.sizes
             if block != "value" or "value" in moments.blocks
@@ -192,6 +195,19 @@ def _share(kept: list[Measurement]) -> None:
         for each in kept:
             each.seconds += part
             each.take(shared)
+
+
+def with_names(problem: Problem, result: BlockResult) -> BlockResult:
+    """The result with its worst direction, where that is a single coordinate, called by the name of its parameter."""
+    direction = result.worst_direction or ""
+    if " coordinate " not in direction:
+        return result
+    names = [
+        f"{of}.{name}[{place}]" for of, name, place in replicates.coordinates(problem.parameters) if of == result.block
+    ]
+    name = names[int(direction.rpartition(" ")[2])] if names else "value"
+    reason = result.verdict_reason.replace(direction, name)
+    return result.model_copy(update={"worst_direction": name, "verdict_reason": reason})
 
 
 def keep(moments: GradientMoments, path: Path) -> None:

@@ -292,11 +292,36 @@ def pyro_rows(pairs: pd.DataFrame) -> Table:
                 Cell(row["theirs"], kind="name", title=row["estimator"]),
                 Cell(row["ours"], kind="name", title=row["counterpart"]),
                 Cell(row["expectation"], kind="alarm" if row["expectation"] == "differ" else "", title=both),
+                Cell(_worst(row), "" if missing(row["bias_z"]) else abs(row["bias_z"]), "small"),
                 *ratios,
+                Cell(number(row["memory_ratio"]), "" if missing(row["memory_ratio"]) else row["memory_ratio"], "n"),
             ]
         )
-    head = ["problem", "K", "block", "Pyro's", "ours", "expectation", "variance: Pyro / ours", "seconds: Pyro / ours"]
+    head = [
+        "problem",
+        "K",
+        "block",
+        "Pyro's",
+        "ours",
+        "expectation",
+        "Pyro's worst direction",
+        "variance: Pyro / ours",
+        "seconds: Pyro / ours",
+        "memory: Pyro / ours (counted)",
+    ]
     return Table("Pyro beside ours", head, rows)
+
+
+def _worst(row: pd.Series) -> str:
+    """The direction in which Pyro's mean is furthest from the reference, and by how much where it is biased."""
+    if missing(row["worst_direction"]) or missing(row["bias_z"]):
+        return "–"
+    text = f"{row['worst_direction']}, z = {row['bias_z']:.1f}"
+    if row["their_verdict"] != "BIASED":
+        return text
+    text += f", |bias| {interval(row['bias_norm'], row['bias_low'], row['bias_high'])}"
+    part = row["bias_norm"] / row["reference_norm"] if row["reference_norm"] > 0 else float("nan")
+    return text if missing(part) else f"{text}, {number(100 * part, 2)} % of the gradient"
 
 
 FAILURES = 200

@@ -64,7 +64,8 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     joined["variance_exists"] = done["variance_exists"].ne(False).groupby(place).all()
     largest = done["bias_z"].astype(float).abs().groupby(place).transform("max")
     known = done[done["bias_z"].abs() == largest]
-    joined["bias_z"] = known["bias_z"].groupby(place[known.index]).first().reindex(joined.index)
+    for column in ("bias_z", "worst_direction"):
+        joined[column] = known[column].groupby(place[known.index]).first().reindex(joined.index)
     for column in _MEANS:
         joined[column] = _mean(done[column], place)
     for column, prefix in _BOUNDS.items():
@@ -252,7 +253,8 @@ def beside(means: pd.DataFrame) -> pd.DataFrame:
     ``variance_ratio`` and ``seconds_ratio`` are Pyro's over ours, with intervals by the delta method on logarithms and
     Holm-adjusted p-values (over the table) of the ratio being 1. ``expectation`` says whether the means agree, as far
     as the verdicts carry it: ``agree`` if neither was found biased and both passed, ``differ`` if exactly one was found
-    biased, ``both biased``, else ``not decided``.
+    biased, ``both biased``, else ``not decided``. ``worst_direction`` is that of Pyro's mean, with its z-score and the size
+    of the bias. ``memory_ratio`` is of counted bytes, and so without an interval.
     """
     place = ["run", "problem", "block", "num_samples", "dtype", "device"]
     theirs = means[(means["library"] != "gradest") & means["counterpart"].notna()]
@@ -267,6 +269,7 @@ def beside(means: pd.DataFrame) -> pd.DataFrame:
         named = [our for our in same if str(our["estimator"]).partition("[")[0] == name]
         rows += [_ratio_row(their, our, place) for our in exact or named]
     names = [*place, "library", "estimator", "counterpart", "compiled", "expectation", "their_verdict", "our_verdict"]
+    names += ["worst_direction", "bias_z", "bias_norm", "bias_low", "bias_high", "reference_norm", "memory_ratio"]
     for quantity in ("variance", "seconds"):
         names += [f"{quantity}_ratio", f"{quantity}_ratio_low", f"{quantity}_ratio_high", f"{quantity}_p"]
     table = pd.DataFrame(rows, columns=names)
@@ -291,12 +294,17 @@ def _ratio_row(their: pd.Series, our: pd.Series, place: list[str]) -> dict[str, 
     row: dict[str, object] = {name: their[name] for name in [*place, "library", "estimator"]}
     row |= {"counterpart": our["estimator"], "compiled": our["compiled"], "expectation": expectation}
     row |= {"their_verdict": their["verdict"], "our_verdict": our["verdict"]}
+    row |= {name: their[name] for name in (*_BIAS, "reference_norm")}
+    row["memory_ratio"] = their["peak_bytes"] / our["peak_bytes"] if our["peak_bytes"] > 0 else float("nan")
     for quantity, column in (("variance", "variance"), ("seconds", "seconds_per_gradient")):
         if quantity == "variance" and not (their["variance_exists"] and our["variance_exists"]):
             continue
         bounds = [(one[column], one[f"{quantity}_low"], one[f"{quantity}_high"]) for one in (their, our)]
         row |= _named(quantity, ratio(*bounds))
     return row
+
+
+_BIAS = ("worst_direction", "bias_z", "bias_norm", "bias_low", "bias_high")
 
 
 def _named(quantity: str, result: tuple[float, float, float, float]) -> dict[str, float]:

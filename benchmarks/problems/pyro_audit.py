@@ -49,7 +49,7 @@ def _of_latents(problem: PyroProblem, generator: torch.Generator) -> Iterator[Cu
     """log p along each site that is a differentiable function of noise, with what the guide makes of it."""
     theta, phi = problem.parameters["theta"], problem.parameters["phi"]
     guide, program = problem.guide(phi), problem.program
-    start, end = (problem.from_front(guide.transform(guide.noise((LINES,), generator))) for _ in range(2))
+    start, end = (vmap(problem.from_front)(guide.transform(guide.noise((LINES,), generator))) for _ in range(2))
     for name, site in program.sites.items():
         if site.subset or not site.noise or not site.smooth:
             continue
@@ -70,7 +70,7 @@ def _of_parameters(problem: PyroProblem, generator: torch.Generator) -> Iterator
     """log p along each parameter of the model, and log q along each of the guide, with the latents held."""
     program = problem.program
     guide = problem.guide(problem.parameters["phi"])
-    z = problem.from_front(guide.transform(guide.noise((LINES,), generator)))
+    z = vmap(problem.from_front)(guide.transform(guide.noise((LINES,), generator)))
     for block, densities in (("theta", program.site_densities), ("phi", program.guide_densities)):
         here = problem.parameters[block]
         for name, leaf in here.items():

@@ -146,4 +146,7 @@ def test_pyro_beside_ours(run_folder: Path) -> None:
     chosen = means[(means["problem"] == pair["problem"]) & (means["block"] == "phi") & (means["num_samples"] == 8)]
     theirs, ours = (chosen[chosen["estimator"] == name].iloc[0] for name in ("pyro-trace-elbo", "reparameterization"))
     assert pair["variance_ratio"] == pytest.approx(theirs["variance"] / ours["variance"])
+    assert pair["memory_ratio"] == pytest.approx(theirs["peak_bytes"] / ours["peak_bytes"])
+    assert (pair["worst_direction"], pair["bias_z"]) == (theirs["worst_direction"], theirs["bias_z"])
+    assert theirs["worst_direction"] and theirs["peak_bytes"] > 0
     assert pair["seconds_ratio_low"] < pair["seconds_ratio"] < pair["seconds_ratio_high"]

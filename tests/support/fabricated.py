@@ -59,6 +59,7 @@ def block(
         bias_interval=None if heavy else (max(0.0, abs(z) - 1.96) * error, (abs(z) + 1.96) * error),
         bias_z=None if heavy else z, verdict=verdict,
         verdict_reason="top 0.1 % of draws carry 0.7 of the squares" if heavy else "",
+        worst_direction=None if heavy else f"{name}.x[0]",
         detectable_bias=None if heavy else 3.5 * error, variance=None if heavy else variance,
         variance_interval=None if heavy else (variance * 0.97, variance * 1.03), variance_exists=not heavy,
         snr=None if heavy else snr, snr_interval=None if heavy else (snr * 0.98, snr * 1.02), snr_floor=floor,
