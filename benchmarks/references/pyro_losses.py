@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from .pyro_compiled import (
+    PyroJitTraceELBO,
+    PyroJitTraceEnumELBO,
+    PyroJitTraceGraphELBO,
+    PyroJitTraceMeanFieldELBO,
+)
 from .pyro_loss import PyroLoss
 from .pyro_multi_sample import PyroRenyiELBO, PyroReweightedWakeSleep, PyroTraceTailAdaptiveELBO, PyroTraceTMCELBO
 from .pyro_one_sample import (
-    PyroJitTraceELBO,
     PyroTraceELBO,
     PyroTraceEnumELBO,
     PyroTraceGraphELBO,
@@ -14,10 +19,13 @@ from .pyro_one_sample import (
 
 LOSSES: tuple[type[PyroLoss], ...] = (
     PyroTraceELBO,
-    PyroJitTraceELBO,
     PyroTraceGraphELBO,
     PyroTraceMeanFieldELBO,
     PyroTraceEnumELBO,
+    PyroJitTraceELBO,
+    PyroJitTraceGraphELBO,
+    PyroJitTraceMeanFieldELBO,
+    PyroJitTraceEnumELBO,
     PyroRenyiELBO,
     PyroReweightedWakeSleep,
     PyroTraceTailAdaptiveELBO,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from estimators import Draw, Gradient, Guide, LatentModel, Parameters, Refusal, Target
+from estimators import Draw, Guide, LatentModel, Parameters, Refusal, Target
 
 from ..problems.problem import Problem
-from ..problems.pyro_problem import PyroProblem
 from ..randomness import own_randomness
-from .pyro_loss import PyroLoss, entered, latents, sites_of, traces
+from .pyro_loss import PyroLoss, latents, sites_of, traces
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from pyro.infer import ELBO
 
 Enumeration = Literal["parallel", "sequential", "none"]
@@ -27,7 +22,7 @@ AVERAGE = "__baseline_avg_downstream_cost_"
 
 
 @dataclass(frozen=True)
-class _OneSample(PyroLoss):
+class OneSample(PyroLoss):
     """Abstract: both blocks claim the ELBO."""
 
     family = "elbo"
@@ -39,7 +34,7 @@ class _OneSample(PyroLoss):
 
 
 @dataclass(frozen=True)
-class PyroTraceELBO(_OneSample):
+class PyroTraceELBO(OneSample):
     """Pyro's `Trace_ELBO`: the reparameterised total derivative, and the score function where a site has none.
 
     .. math:: \\nabla K^{-1} \\sum_k \\log w(T_\\phi(\\epsilon_k)) \\quad \\text{or} \\quad
@@ -63,63 +58,7 @@ class PyroTraceELBO(_OneSample):
 
 
 @dataclass(frozen=True)
-class PyroJitTraceELBO(_OneSample):
-    """Pyro's `JitTrace_ELBO`: `Trace_ELBO` compiled by `torch.jit.trace`.
-
-    .. math:: \\nabla K^{-1} \\sum_k \\log w(T_\\phi(\\epsilon_k))
-
-    Compiled once for each problem, before anything is timed. torch calls `torch.jit.trace` deprecated.
-
-    References:
-        Bingham et al. (2019); Kingma & Welling (2014).
-    """
-
-    name = "pyro-jit-trace-elbo"
-    counterpart = "reparameterization"
-    citations = ("bingham2019", "kingma2014")
-
-    def beside(self, problem: Problem) -> str:
-        return self.counterpart if "reparameterizable" in problem.offers else "score-function"
-
-    def objection(self, problem: Problem) -> str | None:
-        if isinstance(problem, PyroProblem):
-            return "Pyro's JIT takes data as arguments alone and freezes the rest, which a user's program may rely on"
-        if problem.name == "digits-vae":
-            return "torch.jit.trace cannot compile the functional calls of this problem's networks"
-        return None
-
-    def loss(self, **particles: Any) -> ELBO:
-        from pyro.infer import JitTrace_ELBO
-
-        return JitTrace_ELBO(ignore_jit_warnings=True, **particles)
-
-    def estimates(self, problem: Problem, parameters: Parameters) -> Generator[Gradient, None, None]:
-        loss, model, guide = _compiled(self, problem)
-        with entered(problem, parameters) as (_, _, leaves, points):
-            while True:
-                yield self.estimate(loss, model, guide, problem, leaves, points)
-
-    def evaluations(self, problem: Problem, parameters: Parameters) -> float:
-        # What is compiled runs no site that could be counted.
-        return PyroTraceELBO(num_samples=self.num_samples).evaluations(problem, parameters)
-
-
-@lru_cache(maxsize=8)
-def _compiled(estimator: PyroJitTraceELBO, problem: Problem) -> tuple[ELBO, Any, Any]:
-    """A loss that has run once, with the model and guide that it was compiled for: Pyro knows them by their ``id``."""
-    loss = estimator.loss(**estimator.particles(problem))
-    with (
-        own_randomness(0, problem.data.device),
-        entered(problem, problem.parameters) as (model, guide, leaves, points),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", DeprecationWarning)
-        estimator.estimate(loss, model, guide, problem, leaves, points)
-    return loss, model, guide
-
-
-@dataclass(frozen=True)
-class PyroTraceGraphELBO(_OneSample):
+class PyroTraceGraphELBO(OneSample):
     """Pyro's `TraceGraph_ELBO`: each discrete site's score meets only what lies downstream of it, less a baseline.
 
     .. math:: K^{-1} \\sum_k \\sum_i (\\log w_k^{(i)} - b_i) \\, h_k^{(i)}
@@ -206,7 +145,7 @@ class PyroTraceGraphELBO(_OneSample):
 
 
 @dataclass(frozen=True)
-class PyroTraceMeanFieldELBO(_OneSample):
+class PyroTraceMeanFieldELBO(OneSample):
     """Pyro's `TraceMeanField_ELBO`: reparameterised likelihood, closed-form KL to the prior where there is one.
 
     .. math:: \\nabla \\{ K^{-1} \\sum_k \\log p_\\theta(x | T_\\phi(\\epsilon_k)) - KL(q_\\phi \\| p_\\theta(z)) \\}
@@ -243,7 +182,7 @@ class PyroTraceMeanFieldELBO(_OneSample):
 
 
 @dataclass(frozen=True)
-class PyroTraceEnumELBO(_OneSample):
+class PyroTraceEnumELBO(OneSample):
     """Pyro's `TraceEnum_ELBO`: discrete sites of the guide are summed over, others as in `Trace_ELBO`.
 
     .. math:: \\nabla \\sum_z q_\\phi(z) \\log w(z)
