@@ -55,7 +55,11 @@ class _Compiled(OneSample):
         loss, model, guide = _compiled(self, problem)
         with entered(problem, parameters) as (_, _, leaves, points):
             while True:
-                yield self.estimate(loss, model, guide, problem, leaves, points)
+                with warnings.catch_warnings():
+                    # For the one that compiles anew at every call.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    estimate = self.estimate(loss, model, guide, problem, leaves, points)
+                yield estimate
 
     def evaluations(self, problem: Problem, parameters: Parameters) -> float:
         # What is compiled runs no site that could be counted.
@@ -125,9 +129,13 @@ class PyroJitTraceGraphELBO(_Compiled):
 
 @dataclass(frozen=True)
 class PyroJitTraceMeanFieldELBO(_Compiled):
-    """Pyro's `JitTraceMeanField_ELBO`: `TraceMeanField_ELBO` compiled by `torch.jit.trace`.
+    """Pyro's `JitTraceMeanField_ELBO`: `TraceMeanField_ELBO` compiled by `torch.jit.trace`, anew at every call.
 
     .. math:: \\nabla \\{ K^{-1} \\sum_k \\log p_\\theta(x | T_\\phi(\\epsilon_k)) - KL(q_\\phi \\| p_\\theta(z)) \\}
+
+    Warning:
+        Pyro 1.9.2 looks for what it compiled under a name that it never sets: each call compiles, at the cost of two more runs
+        of model and guide.
 
     References:
         Bingham et al. (2019); Kingma & Welling (2014), appendix B.
