@@ -141,9 +141,9 @@ def thumbnail(name: str, found: dict[str, dict[str, list[Point]]]) -> Figure:
 
 
 def caption(name: str, found: dict[str, dict[str, list[Point]]]) -> str:
-    """The picture of an estimator as Markdown, or nothing where it was not measured."""
+    """The picture of an estimator as Markdown, or why there is none."""
     if name not in found:
-        return ""
+        return "*No picture: on the problems of these pictures its variance is zero, or it cannot work.*"
     own = found[name]
     where = listing([TITLES[spec] for spec in own])
     ks = sorted({point.num_samples for line in own.values() for point in line})
