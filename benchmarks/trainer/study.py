@@ -46,8 +46,8 @@ CLIP = 100.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How much: 37 trainings of 80 epochs and L_1000 on 500 held-out images take some 1,400 processor seconds, twelve
-    minutes on two free cores.
+    """How much: 37 trainings of 80 epochs and L_1000 on 500 held-out images take some 1,750 processor seconds, fifteen
+    minutes on two cores.
 
     The network has half of Burda's width: with 200 units the bounds train equally good models of so few images. It was
     chosen, with the number of epochs, on seeds and held-out images (the last 500) that the study does not use.
