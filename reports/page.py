@@ -281,7 +281,7 @@ def pyro_rows(pairs: pd.DataFrame) -> Table:
             value = row[f"{quantity}_ratio"]
             text = interval(value, row[f"{quantity}_ratio_low"], row[f"{quantity}_ratio_high"])
             p = row[f"{quantity}_p"]
-            same = "" if missing(p) else " (not told apart from 1)" if p > 0.05 else ""
+            same = "" if missing(p) else " (may be 1)" if p > 0.05 else ""
             ratios.append(Cell(text + same, "" if missing(value) else value, "n"))
         both = f"{row['their_verdict']} / {row['our_verdict']}"
         rows.append(
@@ -292,9 +292,9 @@ def pyro_rows(pairs: pd.DataFrame) -> Table:
                 Cell(row["theirs"], kind="name", title=row["estimator"]),
                 Cell(row["ours"], kind="name", title=row["counterpart"]),
                 Cell(row["expectation"], kind="alarm" if row["expectation"] == "differ" else "", title=both),
-                Cell(_worst(row), "" if missing(row["bias_z"]) else abs(row["bias_z"]), "small"),
                 *ratios,
                 Cell(number(row["memory_ratio"]), "" if missing(row["memory_ratio"]) else row["memory_ratio"], "n"),
+                Cell(_worst(row), "" if missing(row["bias_z"]) else abs(row["bias_z"]), "small"),
             ]
         )
     head = [
@@ -304,10 +304,10 @@ def pyro_rows(pairs: pd.DataFrame) -> Table:
         "Pyro's",
         "ours",
         "expectation",
-        "Pyro's worst direction",
         "variance: Pyro / ours",
         "seconds: Pyro / ours",
-        "memory: Pyro / ours (counted)",
+        "bytes: Pyro / ours",
+        "Pyro's worst direction",
     ]
     return Table("Pyro beside ours", head, rows)
 

@@ -150,3 +150,6 @@ def test_pyro_beside_ours(run_folder: Path) -> None:
     assert (pair["worst_direction"], pair["bias_z"]) == (theirs["worst_direction"], theirs["bias_z"])
     assert theirs["worst_direction"] and theirs["peak_bytes"] > 0
     assert pair["seconds_ratio_low"] < pair["seconds_ratio"] < pair["seconds_ratio_high"]
+    changed = means.copy()
+    changed["verdict"] = changed["library"].map({"pyro": "BIASED"}).fillna("INCONCLUSIVE")
+    assert set(beside(changed)["expectation"]) == {"differ"}
