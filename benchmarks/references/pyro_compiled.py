@@ -16,6 +16,7 @@ from estimators import Gradient, Parameters
 from ..problems.problem import Problem
 from ..problems.pyro_problem import PyroProblem
 from ..randomness import own_randomness
+from ..records import Cost
 from .pyro_loss import PyroLoss, entered
 from .pyro_one_sample import OneSample, PyroTraceELBO, PyroTraceEnumELBO, PyroTraceGraphELBO, PyroTraceMeanFieldELBO
 
@@ -148,6 +149,10 @@ class PyroJitTraceMeanFieldELBO(_Compiled):
     @property
     def plain(self) -> PyroLoss:
         return PyroTraceMeanFieldELBO(num_samples=self.num_samples)
+
+    def count(self, problem: Problem, parameters: Parameters) -> Cost:
+        """Of the loss as it is run without compiling: a compiler at work cannot be metered. Seconds are its own."""
+        return self.plain.count(problem, parameters)
 
     def loss(self, **particles: Any) -> ELBO:
         from pyro.infer import JitTraceMeanField_ELBO
