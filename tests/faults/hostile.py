@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -287,13 +286,15 @@ class Spoils(Right):
 
     def mischief(self, log_w):
         cells = Path(os.environ["GRADEST_TEST"]) / "cells"
+        pipe = cells / f"{'f' * 20}.json"
+        if pipe.exists():
+            return  # once is enough, and to write into it would be to wait for ever
         paths = sorted(cells.glob("*.json"))
         for path in paths[::2]:
             path.write_text("{}")
         for path in paths[1::2]:
             path.unlink()
-        with suppress(FileExistsError):
-            os.mkfifo(cells / f"{'f' * 20}.json")
+        os.mkfifo(pipe)
 
 
 class Last(Right):
