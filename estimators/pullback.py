@@ -44,7 +44,7 @@ def pulled_back(function: Callable[..., tuple[tuple[Tensor, ...], Any]], *primal
         found = iter(torch.autograd.grad(outs, tree_leaves(primals), slopes, materialize_grads=True))
         return tuple(tree_map(lambda _: next(found), each) for each in primals)
 
-    return outputs, back, rest
+    return tuple(out.detach() for out in outputs), back, rest
 
 
 def _within_a_transform() -> bool:

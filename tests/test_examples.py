@@ -35,7 +35,14 @@ NO_CODE = {
     ("statistics.md", "pilot"): "formulas",
 }
 """Blocks that are neither code nor commands, by their page and first word."""
-SHELL = ("python -m pip install", "python -m nox", "pre-commit install", "dask ", "python examples/cluster_")
+SHELL = (
+    "python -m pip install",
+    "python -m nox",
+    "python -m pip_audit",
+    "pre-commit install",
+    "dask ",
+    "python examples/cluster_",
+)
 """Lines that set up a machine: CI runs the first two of README's, the rest need a network or a cluster."""
 QUICK = ("index.md", "my-estimator.md", "my-problem.md")
 """Pages whose Python takes seconds; the others' runs with the long tests."""

@@ -193,14 +193,14 @@ def test_records_and_reports_tell_nothing_of_their_maker(tmp_path):
 
 def test_what_is_private(monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "node7")
-    monkeypatch.setenv("HOME", "/home/jane")
+    monkeypatch.setenv("HOME", "/staff/jane")
     monkeypatch.setenv("USER", "jane")
     monkeypatch.setenv("LOGNAME", "jane")
     monkeypatch.setenv("API_KEY", "s3cr3t-value")
     monkeypatch.setenv("SHORT", "iwae")
     for text, expected in (
-        ("/home/jane/run", "~/run"),
-        ("/home/janet/run", "/home/janet/run"),
+        ("/staff/jane/run", "~/run"),
+        ("/staff/janet/run", "/staff/janet/run"),
         ("/scratch/jane/run", "/scratch/$USER/run"),
         ("jane", "jane"),
         ("on node7: s3cr3t-value", "on $HOSTNAME: $API_KEY"),

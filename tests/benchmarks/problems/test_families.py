@@ -254,7 +254,7 @@ def test_each_is_trained_and_frozen(kind):
     assert set(TINY[kind]) <= set(record.settings) and record.problem.startswith(kind.name + "[")
     start = kind(**TINY[kind], **settings, checkpoint="start")
     assert start.training_id == problem.training_id
-    kept = training.load(problem.training_file, problem.training_id)[1]["start"]
+    kept = training.load(problem.training_file, problem.training_id, start.parameters)[1]["start"]
     for block, leaves in start.parameters.items():
         assert all(torch.equal(leaf, kept[block][name]) for name, leaf in leaves.items())
 

@@ -238,7 +238,11 @@ def test_a_problem_without_a_twin_is_refused_with_the_reason(kind):
 
 def test_only_what_pyro_itself_refuses_is_needed():
     refused = {kind.name for kind in LOSSES if kind.needs}
-    assert refused == {"pyro-trace-mean-field-elbo", "pyro-trace-tail-adaptive-elbo"}
+    assert refused == {
+        "pyro-trace-mean-field-elbo",
+        "pyro-jit-trace-mean-field-elbo",
+        "pyro-trace-tail-adaptive-elbo",
+    }
     for kind in LOSSES:
         if not kind.needs:
             continue
