@@ -29,6 +29,9 @@ START_SECONDS = 300.0
 """A worker that has not reported for duty by then is given up."""
 TRIES = 3
 """How often a task is begun anew after its worker died before it could begin, or with the process that forks workers."""
+PAUSE = 0.5
+"""Seconds before the second try, twice that before the third: a process that forks workers and was killed takes a moment to be
+gone, and until then it is believed to be there."""
 ORPHANED = 255
 """What multiprocessing says of a worker whose end it could not learn, because the process that forked it is dead: it may well
 have been another worker's estimator that killed that, and all workers with it."""
@@ -261,6 +264,7 @@ class Local(Executor):
         if task.deaths >= TRIES:
             task.future.set_exception(WorkerDied(exitcode, begun))
         else:
+            time.sleep(PAUSE * task.deaths)
             slot.task = task
             self._begin(slot)
 

@@ -39,6 +39,7 @@ def note(estimator: Estimator, seed: int, problems: list, caught: bool) -> None:
     row = {"test": " ".join(where), "base": estimator.label(), "seed": seed, "sampled": caught}
     if seed == 0:
         row["exact"] = exactly(estimator, problems)
+    Path(folder).mkdir(exist_ok=True)  # what prints may have been quicker
     with (Path(folder) / f"{os.getpid()}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
 
