@@ -92,8 +92,8 @@ def opening(means: pd.DataFrame, names: dict[str, str]) -> list[str]:
     if len(texts) > MOST:
         texts = [*texts[:MOST], f"{len(texts) - MOST} more problems are summed up below."]
     if found:
-        texts.append(f"Times are for the same variance of the gradient in φ; these {len(found)} intervals hold together "
-                     "at 95 %.")  # fmt: skip
+        holds = f"these {len(found)} intervals hold together" if len(found) > 1 else "the interval holds"
+        texts.append(f"Times are for the same variance of the gradient in φ; {holds} at 95 %.")
     return texts
 
 

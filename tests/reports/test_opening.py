@@ -70,6 +70,12 @@ def test_the_words_carry_those_numbers(means: pd.DataFrame, fabricate: SimpleNam
     assert "these 2 intervals hold together at 95 %" in text
 
 
+def test_a_single_claim_is_not_told_as_many(means: pd.DataFrame) -> None:
+    one = means[means["estimator"] != "dreg"]
+    assert len(claims(one)) == 1
+    assert "; the interval holds at 95 %" in " ".join(opening(one, {problem: "p" for problem in one["problem"]}))
+
+
 def test_what_cannot_be_told_apart_is_not_called_faster(means: pd.DataFrame) -> None:
     wide = means.assign(work_low=means["work_low"] / 50, work_high=means["work_high"] * 50)
     text = " ".join(opening(wide, {problem: "p" for problem in means["problem"]}))
