@@ -55,7 +55,7 @@ def svg(figure: Figure, prefix: str) -> str:
 def _joined(text: str, prefix: str) -> str:
     """Neighbouring strokes of one style become one path: a series' error bars, a curve's pieces."""
     text = re.sub(r' d="([^"<>]*)"', lambda path: f' d="{_tight(path[1])}"', text)
-    open_ = set(re.findall(rf"\.({prefix}\d+)\{{fill: none", text))
+    open_ = set(re.findall(rf"\.({prefix}_\d+)\{{fill: none", text))
     stroke = re.compile(r'<path d="([^"]*)"( clip-path="[^"]*" class="([^"]*)"/>)')
     lines: list[str] = []
     last: re.Match[str] | None = None
@@ -82,9 +82,12 @@ def _letters(place: int) -> str:
 
 
 def _with_classes(text: str, prefix: str) -> str:
-    """Styles that recur become classes: a third of the size."""
+    """Styles that recur become classes: a third of the size.
+
+    Rules hold for the whole page, so names are apart from those of other figures: f1_12 is not f11_2.
+    """
     counts = Counter(re.findall(r' style="([^"<>]+)"', text))
-    classes = {style: f"{prefix}{index}" for index, (style, count) in enumerate(counts.items()) if count > 2}
+    classes = {style: f"{prefix}_{index}" for index, (style, count) in enumerate(counts.items()) if count > 2}
     rules = "".join(f".{name}{{{style}}}" for style, name in classes.items())
 
     def shorten(tag: re.Match[str]) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.records import Manifest, write
 from reports import render
+from reports.vector import svg
 
 
 class Page(HTMLParser):
@@ -147,6 +149,20 @@ def test_figures_have_a_text_and_their_data(html: str) -> None:
     assert len(downloads) == len(set(downloads)) == 2 * len(plates) + 1
     identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_no_figure_restyles_another(tmp_path: Path) -> None:
+    """Rules of an inline drawing hold for the whole page: a class stands for one style, whichever figures come together."""
+    rules: dict[str, str] = {}
+    for number in (1, 2, 11, 12, 111):
+        figure = Figure()
+        axes = figure.subplots()
+        for place in range(15):  # each style three times, so that it becomes a class
+            axes.plot([[0, 0, 0], [1, 1, 1]], color=(number / 200, place / 20, 0.5))
+        found = re.findall(r"\.([\w-]+)\{([^{}]*)\}", svg(figure, f"f{number}"))
+        assert len(found) > 15
+        for name, style in found:
+            assert rules.setdefault(name, style) == style
 
 
 def test_the_same_records_give_the_same_file(tmp_path: Path, fabricate: SimpleNamespace) -> None:
