@@ -5,6 +5,7 @@ A throughput says little by itself. As a share of the ceiling that applies, meas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +55,15 @@ def measure(dtype: str = "float32", device: str = "cpu") -> Ceilings:
     source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     drawn = torch.empty(DRAWN, dtype=kind, device=device)
-    product = cost.seconds(lambda: torch.mm(a, b, out=out), device)[0]
-    copy = cost.seconds(lambda: target.copy_(source), device)[0]
-    normals = cost.seconds(lambda: drawn.normal_(generator=generator), device)[0]
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        cost.synchronize(device)
+        return cost.seconds(work, device)[0]
+
+    product = seconds(lambda: torch.mm(a, b, out=out))
+    copy = seconds(lambda: target.copy_(source))
+    normals = seconds(lambda: drawn.normal_(generator=generator))
     return Ceilings(2 * SIDE**3 / product, 2 * COPIED / copy, DRAWN / normals)
 
 

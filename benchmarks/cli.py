@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import __version__
+from . import __version__, forking
 from .specs import SpecError
 from .verbs import advising, checking, making, showing, studying, training, watching
 from .verbs.common import (
@@ -117,6 +117,8 @@ def run(
     allow_failures: Annotated[bool, typer.Option("--allow-failures", help="exit 0 even if cells failed")] = False,
 ) -> None:
     """Measure problems x estimators x numbers of samples x seeds. Finished cells are kept."""
+    if executor == "local" and not dry_run:
+        forking.begin()
     from . import plan, runner
     from .progress import Bar
     from .registry import Refusal, Registry

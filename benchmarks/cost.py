@@ -141,17 +141,15 @@ def synchronize(device: str) -> None:
 
 
 def seconds(
-    work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.1
+    work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.05
 ) -> tuple[float, tuple[float, float]]:
-    """Median seconds of ``work`` and a 95 % interval of that median, one warm-up run excluded.
+    """Median seconds of ``work``, which has run before, and a 95 % interval of that median.
 
     At least ``least`` runs, more until ``budget`` seconds are spent. The interval is the distribution-free one from order
     statistics; with seven runs it is their whole range.
     """
     from scipy import stats  # a second of imports, which whoever only lists things need not wait for
 
-    work()
-    synchronize(device)
     taken: list[float] = []
     while len(taken) < least or (sum(taken) < budget and len(taken) < 200):
         start = time.perf_counter()

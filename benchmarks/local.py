@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -19,11 +18,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, util
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from . import worker
+from .forking import METHOD, startable
 
 START_SECONDS = 300.0
 """A worker that has not reported for duty by then is given up."""
@@ -100,9 +100,7 @@ class Local(Executor):
         devices: Sequence[str] = (),
     ) -> None:
         self.locks, self.timeout, self.memory, self.devices = locks, timeout, memory, tuple(devices)
-        # Forked from a process that has done nothing but import torch: a new worker costs milliseconds, not seconds.
-        # Elsewhere than on Linux, system libraries do not survive a fork.
-        self._context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        self._context: Any = multiprocessing.get_context(METHOD)
         self._slots = [_Slot(number) for number in range(workers)]
         self._queue: deque[_Task] = deque()
         self._closing = self._killing = False
@@ -210,7 +208,7 @@ class Local(Executor):
             device = self.devices[slot.number % len(self.devices)]
             environment["CUDA_VISIBLE_DEVICES"] = device
         settings = {"locks": self.locks, "memory": self.memory, "environment": environment, "parent": os.getpid()}
-        with _startable():
+        with startable():
             slot.process = self._context.Process(target=worker.serve, args=(theirs, settings), daemon=False)
             try:
                 slot.process.start()
@@ -281,31 +279,3 @@ class Local(Executor):
             slot.pipe, slot.ready, slot.kin = None, False, ""
         if task is not None:
             task.future.set_exception(why or WorkerDied(None))
-
-
-class _startable:
-    """While a worker is started: nothing of the working folder is taken for a module, and a daemon may have children.
-
-    The folder may well have a ``benchmarks`` of its own. Workers of dask are daemons, which multiprocessing forbids
-    to have children for fear of orphans; ours die with their parent.
-    """
-
-    turn = threading.Lock()
-
-    def __enter__(self) -> None:
-        self.turn.acquire()
-        self.path = os.environ.get("PYTHONSAFEPATH")
-        os.environ["PYTHONSAFEPATH"] = "1"
-        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-        self.daemon = config.pop("daemon", None)
-        # torch itself imports the second when vmap is first used, which takes a second.
-        forkserver.set_forkserver_preload(["benchmarks.worker", "torch._dynamo"])
-
-    def __exit__(self, *problem: object) -> None:
-        if self.path is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = self.path
-        if self.daemon is not None:
-            multiprocessing.current_process()._config["daemon"] = self.daemon  # type: ignore[attr-defined]
-        self.turn.release()

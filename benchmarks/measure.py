@@ -18,7 +18,6 @@ from estimators import BLOCKS, Estimator, Refusal, Target, replicates, sweep
 from . import cost, quiet
 from .compiling import CompiledRows
 from .files import write_bytes
-from .metrics import summarize
 from .moments import GradientMoments
 from .problems.problem import Problem, Reference
 from .records import SHARED, BlockResult, Cell, Cost, Record
@@ -138,6 +137,8 @@ class Measurement:
                 self._finish(folder)
 
     def _finish(self, folder: str | None) -> None:
+        from .metrics import summarize  # a second of imports, which whoever hands out cells need not wait for
+
         cell, estimator, problem, moments = self.cell, self.estimator, self.problem, self.moments
         resolution = 32 * torch.finfo(getattr(torch, problem.dtype)).eps
         blocks = [
@@ -297,6 +298,9 @@ def price(estimator: Estimator, problem: Problem, compiled: CompiledRows | None 
         def work() -> object:
             return replicates.stacked(estimator, problem, parameters, chunk, stream, compiled)
 
+    with quiet.busy():  # for the first time, as others may do meanwhile
+        work()
+        cost.synchronize(problem.device)
     with quiet.alone():
         median, (low, high) = cost.seconds(work, problem.device)
     return counted.model_copy(

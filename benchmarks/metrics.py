@@ -280,8 +280,10 @@ def _bias(
         "detectable_bias": seeable,
     }
     if p_all < LEVEL:
-        if max(200, 20 * (skewness or 0.0) ** 2) > R:
-            return numbers, ("INCONCLUSIVE", f"skewness {skewness:.1f}: too few replicates to trust a z-score")
+        needed = math.ceil(max(200, 20 * (skewness or 0.0) ** 2))
+        if needed > R:
+            why = f"{R} replicates of skewness {skewness or 0.0:.1f} are too few to trust a z-score; {needed} would do"
+            return numbers, ("INCONCLUSIVE", why)
         return numbers, ("BIASED", f"{names[worst]}: z = {z[worst]:+.1f}")
     # Where the true gradient is zero, what could have been seen is held against the noise of one estimate instead.
     scale, unit = (g_norm, "the gradient") if g_norm > 10 * rounding else (math.sqrt(V), "one estimate's noise")
