@@ -63,7 +63,7 @@ def document(runs: Sequence[Run]) -> str:
     ]
     chart = cost_chart(means) if len(means) else None
     training = training_titles(runs)
-    context = {
+    context: dict[str, Any] = {
         "title": "gradest: "
         + ", ".join(dict.fromkeys(run.manifest.name if run.manifest else run.name for run in runs)),
         "runs": [_run(run) for run in runs],
@@ -91,6 +91,10 @@ def document(runs: Sequence[Run]) -> str:
         "plates": plates,
         "thinned": 0,
     }
+    said = [f"{each['title']}. {each['headline']}" for each in context["trained"]["studies"] if each["headline"]]
+    context["opening"] += said
+    if said and not len(whole):
+        context["findings"] = [("No cell was measured here: what was trained is in part 8.", [])]
     charts = {"cost-chart": chart} if chart else {}
     size = len(paper.write("report.html", context, charts=charts).encode()) + plates.draw_what_must_be()
     if size > LIMIT:

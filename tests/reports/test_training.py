@@ -130,6 +130,8 @@ def test_the_page_has_the_records_numbers(page: str) -> None:
     found = Text(page)
     assert "iwae-5 minus elbo-5 over 5 paired seeds: held-out L_1000 +1.50 ± 0.12 nat" in found.text.replace("\n", " ")
     assert "p = 0.00012" in found.text
+    opening = page[page.index('class="opening"') : page.index("<nav")]
+    assert "held-out L_1000 +1.50 ± 0.12 nat" in opening and "No cell was measured here" in opening
     for cell in ("102.50 ± 0.21", "9.25 ± 0.10", "14.2", "16.00", "85.54", "3.00 [2.02, 3.98]", "1.75 to 2.75"):
         assert any(cell in one for one in found.cells), cell
     assert "L_5000 of the guide is below it by: iwae-5 0.75" in found.text
