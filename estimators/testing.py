@@ -23,6 +23,7 @@ from torch import Tensor
 from .contract import BLOCKS, Block, Estimator, LatentModel, Parameters
 from .quadrature import exact_expectation, gauss_hermite
 from .replicates import coordinates, stacked, warmed_up
+from .testing_dependence import dependence
 from .testing_exact import TOLERANCE, deviation, settled_expectation
 from .testing_variance import VarianceFinding, assert_variance_ratio, check_variance_ratio
 
@@ -310,7 +311,7 @@ def _directions(expected: Tensor, tested: Tensor, parameters: Parameters) -> _Di
 
 
 def _refusal(rows: Tensor, expected: Tensor, tested: Tensor, centred: Tensor) -> Finding | None:
-    """HEAVY_TAIL where a thousandth of the draws carries the sum of squares, NOT_IID where neighbours are correlated."""
+    """HEAVY_TAIL where a thousandth of the draws carries the sum of squares, NOT_IID where draws depend on one another."""
     for name, columns in (("value", slice(0, 1)), ("gradient", slice(1, None))):
         squares = torch.where(tested, rows - expected, 0.0)[:, columns].square().sum(1)
         if float(squares.sum()) <= 0:
@@ -320,18 +321,10 @@ def _refusal(rows: Tensor, expected: Tensor, tested: Tensor, centred: Tensor) ->
         # Hill's estimator on the norms: their tail index, which must stay below 1/2 for a variance to exist.
         hill = float((top / top[-1]).log().mean() / 2)
         if share > 0.5 or (share > 0.2 and hill > 0.5):
-            reason = f"the largest 0.1 % of the draws carry {share:.0%} of the {name}'s sum of squares"
-            return Finding("HEAVY_TAIL", reason, len(rows))
-    deviations = centred - centred.mean(0)
-    spread = deviations.square().mean(0)
-    noisy = spread > 1e-24
-    if bool(noisy.any()):
-        lag = (deviations[1:] * deviations[:-1]).mean(0)[noisy] / spread[noisy]
-        if float(lag.abs().max()) * math.sqrt(len(rows)) > 5 + math.sqrt(2 * math.log(int(noisy.sum()))):
-            return Finding(
-                "NOT_IID", f"neighbouring estimates are correlated ({float(lag.abs().max()):.2f})", len(rows)
-            )
-    return None
+            carried = f"the largest 0.1 % of the draws carry {share:.0%} of the {name}'s sum of squares"
+            return Finding("HEAVY_TAIL", carried, len(rows))
+    reason = dependence(centred - centred.mean(0))
+    return None if reason is None else Finding("NOT_IID", reason, len(rows))
 
 
 def _scale(expected: Tensor, tested: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from .problem import Problem, Reference
 VARIANCES = {
     "score-function": "score",
     "reparameterization": "total-derivative",
-    "price-first-order": "entropy-apart",
+    "price-first-order": "total-derivative",  # draw by draw
     "sticking-the-landing": "pathwise",
     "bonnet-price": "bonnet-price",
     "measure-valued": "measure-valued",

@@ -13,6 +13,7 @@ from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log
 
 from .. import references
 from ..references.quadratic_form import iwae_gradient
+from ..references.quadratic_moments import moments
 from ..references.summation import quadrature
 from .problem import Problem, Reference
 
@@ -25,8 +26,14 @@ CLOSED_FORM = {
     "bonnet-price": "bonnet_price",
 }
 """Estimators whose exact variance has a closed form, and what the references call them."""
-INTEGRAL = {"iwae": "iwae", "iwae-stl": "stl", "dreg": "dreg", "reweighted-wake-sleep": "rws"}
-"""Estimators whose exact variance is an integral for any K."""
+INTEGRAL = {
+    "iwae": "iwae",
+    "iwae-stl": "stl",
+    "dreg": "dreg",
+    "reweighted-wake-sleep": "rws",
+    "reweighted-wake-sleep-dreg": "rws_dreg",
+}
+"""Estimators whose exact variance is an integral for any K, and what the references call them."""
 SMALL = ("renyi", "ciwae", "jackknife", "f_divergence")
 """Targets known by quadrature alone: where K samples take at most three numbers of noise."""
 ALL = frozenset({"reparameterizable", "gaussian", "twice_differentiable", "analytic_kl", "invertible_prior", "data"})
@@ -119,7 +126,7 @@ class Gaussian1D(UnitGaussian):
         if estimator in INTEGRAL:
             moments = self._integrals.moments(INTEGRAL[estimator], num_samples)
             return sum(float(moments[name].variance) for name in names) if names[0] in moments else None
-        return closed_variance(self._closed_form, estimator, num_samples, block, names)
+        return known_variance(self._closed_form, estimator, num_samples, block, names)
 
     def guide(self, phi: Block) -> DiagonalGaussian:
         return DiagonalGaussian(phi["loc"].expand_as(self.data), phi["log_scale"].expand_as(self.data))
@@ -213,7 +220,7 @@ class LinearGaussian(Problem):
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         names = {"phi": ("loc", "log_scale"), "theta": ("weight", "bias", "log_noise_scale")}.get(block)
-        return None if names is None else closed_variance(self._closed_form, estimator, num_samples, block, names)
+        return None if names is None else known_variance(self._closed_form, estimator, num_samples, block, names)
 
     def guide(self, phi: Block) -> DiagonalGaussian:
         return DiagonalGaussian(phi["loc"], phi["log_scale"])
@@ -236,10 +243,16 @@ def by_quadrature(problem: Problem, target: Target) -> Reference | None:
     return None if found is None else Reference(*found, "Gauss-Hermite quadrature over all noise")
 
 
-def closed_variance(
+def known_variance(
     exact: references.LinearGaussian, estimator: str, num_samples: int, block: str, names: tuple[str, ...]
 ) -> float | None:
-    """Variance of one estimate, summed over a block, where it has a closed form."""
+    """Variance of one estimate, summed over a block, where it has a closed form or is an integral that settles."""
+    if estimator in INTEGRAL:
+        try:
+            found = moments(exact, INTEGRAL[estimator], num_samples)
+        except references.QuadratureError:
+            return None
+        return float(sum(np.sum(found[name][1]) for name in names))
     if estimator not in CLOSED_FORM:
         return None
     if block == "theta":

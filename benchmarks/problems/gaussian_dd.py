@@ -14,8 +14,9 @@ from estimators.trees import tree_leaves
 
 from ..references import LinearGaussian
 from ..references.joint_gaussian import TARGETS, JointGaussian, differentiated
+from ..references.quadratic_form import iwae_gradient
 from ..references.summation import quadrature, trapezoid
-from .gaussian import ALL, closed_variance
+from .gaussian import ALL, known_variance
 from .problem import Problem, Reference
 
 SMALL = ("iwae", "renyi", "ciwae", "jackknife", "f_divergence")
@@ -189,7 +190,14 @@ class GaussianMeanField(_ChosenTail):
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         names = {"phi": ("loc", "log_scale"), "theta": ("prior_loc", "weight", "log_noise_scale")}.get(block)
-        return None if names is None else closed_variance(self._closed_form, estimator, num_samples, block, names)
+        return None if names is None else known_variance(self._closed_form, estimator, num_samples, block, names)
+
+    def exact(self, target: Target) -> Reference | None:
+        if target.name != "iwae" or target.num_samples == 1:
+            return super().exact(target)
+        assert target.num_samples is not None
+        found = iwae_gradient(self._closed_form, target.num_samples)
+        return self.reference(target, found, "Mellin-Barnes integrals over the law of a quadratic form")
 
     @cached_property
     def _closed_form(self) -> LinearGaussian:

@@ -10,7 +10,7 @@ is a generalised chi-square. Under the tilt r^-u, which may be complex, the eta_
     E r^-u = e^(-u k) prod_d v_d^(1/2) exp(u^2 b_d^2 v_d / 2),   v_d = 1/(1 + 2 u l_d),   mean of eta_d: -u b_d v_d.
 
 So E[r^-u f] is known for every polynomial f of eps, and the Laplace transforms that `self_normalized` asks for are
-Mellin-Barnes integrals of it,
+Mellin-Barnes integrals of it (`quadratic_moments` has those of variances),
 
     E[(t r)^p f exp(-t r)] = (2 pi i)^-1 int Gamma(u + p) t^-u E[r^-u f] du,   -p < Re u < 1/(2 max -l_d),
 
@@ -22,6 +22,7 @@ zero, so that t^-u is never large. Every integral is also computed with both ste
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -33,12 +34,22 @@ from .self_normalized import LOG_T_STEP, Level, QuadratureError, SelfNormalizedS
 
 Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
+Features = Callable[[Complex, Complex], Complex]
+"""From means and variances of eta under a tilt, each ``(U, D)``, to the expectations of F functions of it, ``(U, F)``."""
 
-HEIGHT = 27.0  # |Gamma(u)| at Im u = 27 is below 1e-17 of what it is at zero
+HEIGHT = 27.0  # |Gamma(u + 1)| at Im u = 27 is below 1e-17 of what it is at zero
+HIGHER = 2.0  # and |Gamma(u + p)| at so much more for each p above 1
 ALIAS = 38.0  # -log of the neglected images of the integrand, one period of the trapezoid rule away, for K = 1
 MOST_NODES = 60_000
 BLOCK = 64
 LEFT = -0.5
+
+
+def monomials(mean: Complex, spread: Complex) -> Complex:
+    """Features 1, eta_d, and eta_d eta_e for d <= e, in that order."""
+    first, second = np.triu_indices(mean.shape[1])
+    pairs = mean[:, first] * mean[:, second] + np.where(first == second, spread[:, first], 0.0)
+    return np.concatenate([np.ones((len(mean), 1)), mean, pairs], axis=1)
 
 
 @dataclass(frozen=True)
@@ -79,33 +90,38 @@ class QuadraticForm:
         lines = strip * np.linspace(0.02, 0.98, 60)
         return float(min((self.log_moment(-u) + 40.0 + math.lgamma(u)) / u for u in lines))
 
-    def transforms(self, log_t: Array, line: float, step: float) -> tuple[Array, Array]:
-        """Along a line Re u, at t (T,): E exp(-t r), less one where the line is left of zero, shape (T,); and
-        E[t r f exp(-t r)] for all f of `sums`, shape (T, F)."""
+    def transforms(
+        self, log_t: Array, line: float, step: float, features: Features, powers: Sequence[int]
+    ) -> tuple[Array, list[Array]]:
+        """Along a line Re u, at t (T,): E exp(-t r), less one where the line is left of zero, shape (T,); and for each power
+        p E[(t r)^p f exp(-t r)] for all features f, shape (T, F)."""
         b, curvature = self._arrays
-        u: Complex = line + 1j * step * np.arange(math.ceil(HEIGHT / step) + 1)  # the other half is its conjugate
+        height = HEIGHT + HIGHER * (max(powers) - 1)
+        u: Complex = line + 1j * step * np.arange(math.ceil(height / step) + 1)  # the other half is its conjugate
         spread = 1.0 / (1.0 + 2.0 * u[:, None] * curvature)
         mean = -u[:, None] * b * spread
         # The product of square roots, each on its principal branch: 1 + 2 u l has a positive real part within the strip.
         moment = np.exp(-u * self.constant + (u[:, None] ** 2 * b**2 * spread + np.log(spread)).sum(1) / 2.0)
-        upper = np.triu_indices(len(b))
-        pairs = mean[:, upper[0]] * mean[:, upper[1]] + np.where(upper[0] == upper[1], spread[:, upper[0]], 0.0)
-        features = np.concatenate([np.ones((len(u), 1)), mean, pairs], axis=1)
         from scipy.special import gamma  # late: what only lists problems need not wait for it
 
         density = moment * step / np.pi
         density[0] /= 2.0
-        values = np.concatenate([(density * gamma(u))[:, None], (density * gamma(u + 1))[:, None] * features], axis=1)
+        expected = features(mean, spread)
+        values = np.concatenate(
+            [(density * gamma(u))[:, None], *((density * gamma(u + p))[:, None] * expected for p in powers)], axis=1
+        )
         # The grid is uniform: t^-u of a block of rows is that of its first row times that of the first block.
         table = np.empty((len(log_t), values.shape[1]))
         block = np.exp(-(log_t[:BLOCK, None] - log_t[:1, None]) * u)
         for start in range(0, len(log_t), BLOCK):
             rows = table[start : start + BLOCK]
             rows[:] = (block[: len(rows)] @ (np.exp(-log_t[start] * u)[:, None] * values)).real
-        return table[:, 0], table[:, 1:]
+        return table[:, 0], np.split(table[:, 1:], len(powers), axis=1)
 
-    def sums(self, max_num_samples: int) -> SelfNormalizedSums:
-        """Moments of self-normalised sums; the features are 1, eta_d, and eta_d eta_e for d <= e, in that order."""
+    def sums(
+        self, max_num_samples: int, features: Features = monomials, powers: Sequence[int] = (1,)
+    ) -> SelfNormalizedSums:
+        """Moments of self-normalised sums of these features, for weights to these powers."""
         log_t = np.arange(-budget(max_num_samples), max(5.0, self.reach()), LOG_T_STEP)
         # How far the lines may move either way: to the poles of Gamma at 0 and -1, and to twice the right one.
         alias = ALIAS + 1.5 * math.log(max_num_samples)  # the images do not fall with t, and are met K times
@@ -117,15 +133,25 @@ class QuadraticForm:
             width = stride / 2.0  # half the step that is enough, so that the coarse grid is good, too
             grid = log_t[::stride]
             left = grid <= 0.0
-            below, first_below = self.transforms(grid[left], LEFT, steps[0] * width)
-            above, first_above = self.transforms(grid[~left], self.right, steps[1] * width)
+            below, of_below = self.transforms(grid[left], LEFT, steps[0] * width, features, powers)
+            above, of_above = self.transforms(grid[~left], self.right, steps[1] * width, features, powers)
             complement, phi = np.concatenate([-below, 1.0 - above]), np.concatenate([1.0 + below, above])
             small = np.log1p(-np.minimum(complement, 0.5))
             log_phi = np.where(complement < 0.5, small, np.log(np.maximum(phi, 1e-300)))
-            first = np.concatenate([first_below, first_above])
-            levels.append(Level(stride * LOG_T_STEP, grid, log_phi, {1: first}))
+            found = {p: np.concatenate(both) for p, *both in zip(powers, of_below, of_above, strict=True)}
+            levels.append(Level(stride * LOG_T_STEP, grid, log_phi, found))
         # The transforms have an absolute error near rounding, and are met K times.
         return SelfNormalizedSums.tabulated(levels[0], levels[1], max_num_samples, 1e-13 + 1e-15 * max_num_samples)
+
+
+def form_of(problem: LinearGaussian, point: int) -> tuple[QuadraticForm, Array]:
+    """log r of one data point in the eigenbasis of its curvature, and that basis U (D, D): eps = U eta."""
+    precision, scale = problem._precision, np.sqrt(problem._data[2][point])
+    delta = problem._data[1][point] - problem._posterior_mean[point]
+    curvature, basis = np.linalg.eigh((np.eye(len(scale)) - scale[:, None] * precision * scale) / 2.0)
+    linear = basis.T @ (-scale * (precision @ delta))
+    constant = 0.5 * (np.linalg.slogdet(precision)[1] - delta @ precision @ delta) + float(np.log(scale).sum())
+    return QuadraticForm(float(constant), tuple(linear.tolist()), tuple(curvature.tolist())), basis
 
 
 @lru_cache(maxsize=64)
@@ -144,17 +170,13 @@ def iwae_gradient(problem: LinearGaussian, num_samples: int) -> dict[str, float 
     precision, means, log_marginals = problem._precision, problem._posterior_mean, problem._log_marginals
     count, n = len(x), len(problem.bias)
     noise = float(np.exp(2.0 * problem.log_noise_scale))
-    log_det = np.linalg.slogdet(precision)[1]
     value = error = log_noise_scale = 0.0
     weight, bias = np.zeros_like(problem.weight), np.zeros(n)
     prior_loc, loc, log_scale = np.zeros(locs.shape[1]), np.zeros_like(locs), np.zeros_like(locs)
     for point in range(count):
         scale, delta = np.sqrt(variances[point]), locs[point] - means[point]
         curved = scale[:, None] * precision * scale
-        curvature, basis = np.linalg.eigh((np.eye(len(scale)) - curved) / 2.0)
-        linear = basis.T @ (-scale * (precision @ delta))
-        constant = 0.5 * (log_det - delta @ precision @ delta) + float(np.log(scale).sum())
-        form = QuadraticForm(constant, tuple(linear.tolist()), tuple(curvature.tolist()))
+        form, basis = form_of(problem, point)
         sums = _tables(form, num_samples)
         log_mean = sums.log_mean(num_samples)
         value += (log_marginals[point] + log_mean.value) / count

@@ -158,7 +158,8 @@ def test_small_bounds(kind, dim, K):
 
 
 def test_what_is_not_known_is_none():
-    assert GaussianMeanField(dim=5).exact(Target("iwae", 2)) is None
+    assert GaussianFullRank(dim=5).exact(Target("iwae", 2)) is None
+    assert GaussianMeanField(dim=5).exact(Target("renyi", 2, setting=0.5)) is None
     assert GaussianMeanField(dim=5).exact(Target("tvo")) is None
 
 
@@ -203,4 +204,4 @@ def test_exact_variances_by_quadrature_of_the_estimates(name, dim):
     assert (of_theta is None) == (name == "reparameterization-analytic-kl")
     if of_theta is not None:
         assert of_theta == pytest.approx(float(variance[1:split].sum()), rel=1e-9)
-    assert problem.exact_variance("iwae", 2, "phi") is None and problem.exact_variance(name, K, "value") is None
+    assert problem.exact_variance("vimco", 2, "phi") is None and problem.exact_variance(name, K, "value") is None

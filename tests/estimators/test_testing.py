@@ -12,6 +12,7 @@ import estimators
 from benchmarks.problems import Gaussian1D
 from estimators import testing
 from estimators.testing import assert_unbiased, check_stream, check_unbiased, exact_expectation, gauss_hermite
+from estimators.testing_dependence import dependence
 
 PARAMETERS = {"theta": {"a": torch.zeros(1, dtype=torch.float64)}, "phi": {"b": torch.zeros(3, dtype=torch.float64)}}
 TRUTH = {
@@ -105,6 +106,35 @@ def test_dependent_estimates_are_refused():
         return MEAN + noise[1:] + 0.5 * noise[:-1]
 
     assert outcome(moving_average).outcome == "NOT_IID"
+
+
+def test_draws_that_come_again_are_refused():
+    """Twice in a batch, or batch after batch: what a generator gives that is seeded where it is used."""
+
+    def twice(generator):
+        rows = normal(generator)
+        return torch.cat([rows[:2048], rows[:2048]])
+
+    def seeded(generator):
+        return normal(torch.Generator().manual_seed(3))
+
+    for repeats, apart in ((twice, 2048), (seeded, 4096)):
+        finding = outcome(repeats)
+        assert finding.outcome == "NOT_IID" and f"{apart} apart" in finding.reason
+
+
+def test_independent_draws_of_any_law_are_not_refused_for_dependence():
+    """Nothing to see in laws with atoms, skewness or heavy tails; a false alarm has a probability below 1e-6 a law."""
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(80_000, 2, generator=generator, dtype=torch.float64)
+    laws = (
+        uniform,
+        (uniform < 0.001).double(),
+        (uniform < 0.3).double(),
+        uniform**-0.45,
+        torch.tan(3.14 * (uniform - 0.5)),
+    )
+    assert [dependence(rows - rows.mean(0)) for rows in laws] == [None] * len(laws)
 
 
 def test_a_budget_that_is_too_small_is_inconclusive():
