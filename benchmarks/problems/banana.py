@@ -13,7 +13,8 @@ from torch.func import grad
 from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log_prob
 
 from .gaussian import ALL
-from .gaussian_dd import SMALL, in_blocks, small_bound
+from .gaussian_dd import SMALL
+from .known_bounds import in_blocks, small_bound
 from .problem import Problem, Reference
 
 MARGINAL_NODES = 1201

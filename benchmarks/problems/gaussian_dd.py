@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from estimators import Block, DiagonalGaussian, FullRankGaussian, Parameters, Target, standard_log_prob
-from estimators.trees import tree_leaves
 
 from ..references import LinearGaussian
 from ..references.joint_gaussian import TARGETS, JointGaussian, differentiated
 from ..references.quadratic_form import iwae_gradient
-from ..references.summation import quadrature, trapezoid
 from .gaussian import ALL, known_variance
+from .known_bounds import SUMS, in_blocks, small_bound, sum_of_bounds
 from .problem import Problem, Reference
 
 SMALL = ("iwae", "renyi", "ciwae", "jackknife", "f_divergence")
 """Targets known by quadrature alone: where K samples take at most four numbers of noise, all layers counted."""
-NODES = {1: 401, 2: 141, 3: 81, 4: 56}
-"""Of each rule, by how many numbers of noise there are."""
-SETTLED = 1e-4
-"""The most that three quarters of the nodes may differ by, in nats and as a part of the gradient; all of them are far closer
-to the truth, since the error falls exponentially in their number."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +50,6 @@ class JointlyGaussian(Problem):
             found = differentiated(self._double.law, self._double.parameters, target.name)
             return in_blocks(self, target, found, "algebra of normal laws")
         return small_bound(self, target)
-
-
-@lru_cache(maxsize=64)
-def small_bound(problem: Problem, target: Target) -> Reference | None:
-    """The reference of a bound by quadrature over all noise, where that has at most four dimensions and has settled."""
-    double = replace(problem, dtype="float64")
-    for numbers, nodes in NODES.items():
-        fine, coarse = (
-            quadrature(double, double.parameters, target, trapezoid(count), most=numbers)
-            for count in (nodes, 3 * nodes // 4)
-        )
-        if fine is not None and coarse is not None:
-            found, other = (torch.cat([leaf.reshape(-1) for leaf in tree_leaves(each[1])]) for each in (fine, coarse))
-            if abs(fine[0] - coarse[0]) > SETTLED or (found - other).norm() > SETTLED * (1 + found.norm()):
-                return None
-            return in_blocks(problem, target, fine, "trapezoid rule over all noise")
-    return None
-
-
-def in_blocks(problem: Problem, target: Target, found: tuple[float, Parameters], method: str) -> Reference:
-    """A reference from a value and its gradient, in the problem's own precision."""
-    value, gradient = found
-    blocks = {
-        block: {name: problem.tensor(leaf) for name, leaf in leaves.items()}
-        for block, leaves in gradient.items()
-        if block == "phi" or target.name != "forward_kl"
-    }
-    return Reference(value, blocks, method)
 
 
 @dataclass(frozen=True)
@@ -193,6 +159,8 @@ class GaussianMeanField(_ChosenTail):
         return None if names is None else known_variance(self._closed_form, estimator, num_samples, block, names)
 
     def exact(self, target: Target) -> Reference | None:
+        if target.name in SUMS:
+            return sum_of_bounds(self, target)
         if target.name != "iwae" or target.num_samples == 1:
             return super().exact(target)
         assert target.num_samples is not None

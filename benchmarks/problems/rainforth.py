@@ -14,6 +14,7 @@ from estimators import Block, DiagonalGaussian, LatentModel, Parameters, Target,
 
 from .. import references
 from .gaussian import ALL, UnitGaussian
+from .known_bounds import SUMS, sum_of_bounds
 from .problem import Reference
 
 INTEGRAL = {"iwae": "iwae", "iwae-stl": "stl", "dreg": "dreg"}
@@ -67,7 +68,7 @@ class Rainforth(UnitGaussian):
     summary = "amortised linear Gaussian of Rainforth et al.: exact bounds, gradients and variances for every K"
     citations = ("rainforth2018", "tucker2019", "shi2021")
     offers = ALL | {"simulable"}
-    exact_targets = ("elbo", "iwae", "log_marginal", "forward_kl", "sleep")
+    exact_targets = ("elbo", "iwae", "log_marginal", "forward_kl", "sleep", *SUMS)
 
     def validate(self) -> None:
         for field in ("dim", "points"):
@@ -110,6 +111,8 @@ class Rainforth(UnitGaussian):
     def exact(self, target: Target) -> Reference | None:
         if target.name not in self.exact_targets:
             return None
+        if target.name in SUMS:
+            return sum_of_bounds(self, target)
         if target.name == "iwae":
             assert target.num_samples is not None
             found = self._exact.bound_gradient(target.num_samples)

@@ -187,7 +187,7 @@ def test_bounds_rise_to_the_marginal(problem):
 
 
 def test_what_is_not_known_is_none():
-    assert LINEAR.exact(Target("renyi", 2, setting=0.5)) is None
+    assert LINEAR.exact(Target("renyi", 3, setting=0.5)) is None
     assert LINEAR.exact_variance("vimco", 2, "phi") is None
     assert GAUSSIAN.exact_variance("jackknife", 2, "phi") is None
     assert GAUSSIAN.exact_variance("iwae", 2, "value") is None

