@@ -358,7 +358,7 @@ class GaussianMixtureGuide(ScalarLatent, UnitGaussian):
     @property
     def grid(self) -> Grid:
         places = [self.loc1, self.loc2, (self.x + self.prior_loc) / 2]
-        reach = 9 * max(self.scale1, self.scale2, 0.75)
+        reach = 13 * max(self.scale1, self.scale2, 0.75)
         z = torch.linspace(min(places) - reach, max(places) + reach, NODES, dtype=torch.float64)
         return z[:, None, None], (z[1] - z[0]).expand(NODES, 1)
 

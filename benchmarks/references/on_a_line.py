@@ -18,20 +18,32 @@ from .bounds import bound
 Grid = tuple[Tensor, Tensor]
 """z (N, *batch, 1) and dz (N, *batch), the steps in z that stand at the nodes."""
 MOST_SAMPLES = 2
+NEGLIGIBLE = 1e-9
+"""Of a sum, what the terms at the ends of the grid may be."""
 
 
 def summed(model: LatentModel, parameters: Parameters, target: Target, grid: Grid) -> tuple[float, Parameters] | None:
-    """Value and gradient of a bound of at most two samples; ``None`` for more, and for what is no bound."""
+    """Value and gradient of a bound of at most two samples; ``None`` for more, for what is no bound, and for a mean that does
+    not exist, or not on this grid: terms at its ends count."""
     defined = bound(target)
     if defined is None or defined[0] > MOST_SAMPLES:
         return None
     samples, function = defined
     z, dz = grid
 
-    def value(p: Parameters) -> Tensor:
+    def weighed(p: Parameters) -> tuple[Tensor, Tensor]:
+        """Log-weights at the nodes, and the guide's mass there."""
         log_q = model.guide(p["phi"]).log_prob(z)
-        log_w = model.log_joint(p["theta"], z) - log_q
-        mass = log_q.exp() * dz
+        return model.log_joint(p["theta"], z) - log_q, log_q.exp() * dz
+
+    if samples == 1:  # bounds of more are logarithms, whose means exist
+        log_w, mass = weighed(parameters)
+        terms = (mass * function(log_w[None])).abs()
+        if not bool((terms[[0, -1]] <= NEGLIGIBLE * terms.sum(0)).all()):
+            return None
+
+    def value(p: Parameters) -> Tensor:
+        log_w, mass = weighed(p)
         if samples == 1:
             return (mass * function(log_w[None])).sum(0).mean()
         first, second = torch.triu_indices(len(z), len(z))

@@ -215,3 +215,20 @@ def test_single_precision_and_seeds(problem):
 def test_settings_that_make_no_sense_are_refused(kind, settings):
     with pytest.raises(SpecError, match=f"{kind.name}: {next(iter(settings))}"):
         kind(**settings)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_mean_that_does_not_exist_is_not_known(seed):
+    """E_q q/p of two gamma densities, in closed form; infinite where q's rate is below half of the posterior's, or so."""
+    problem = GammaPoisson(perturbation=0.9, seed=seed)
+    a, b = problem.concentration + float(problem.data.sum()), problem.rate + problem.observations
+    c, r = (float(problem.parameters["phi"][f"log_{name}"].exp()) for name in ("concentration", "rate"))
+    found = problem.exact(Target("f_divergence", setting="chi-square"))
+    shape, rate = 2 * c - a, 2 * r - b
+    if shape <= 0 or rate <= 0:
+        assert found is None
+    elif found is not None:
+        log_ratio = 2 * (c * math.log(r) - math.lgamma(c)) + math.lgamma(a) - a * math.log(b)
+        log_ratio += math.lgamma(shape) - shape * math.log(rate) - problem.exact(Target("log_marginal")).value
+        assert found.value == pytest.approx(1 - math.exp(log_ratio), rel=1e-7)
+    assert (found is None) == (seed not in (1, 7))
