@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators import BLOCKS, Gradient, LatentModel, Parameters, Refusal, Target
+from estimators import BLOCKS, Gradient, LatentModel, Parameters, Target
 
 from ..problems.problem import Problem
 from ..records import Cost
 from .loop import LoopEstimator
+from .renyi_claims import RenyiClaims
 
 NAMES = ("gaussian-1d", "linear-gaussian", "two-layer-gaussian", "sigmoid-belief-net")
 """Problems that have a twin."""
@@ -195,7 +196,7 @@ class NumPyroTraceGraphELBO(NumPyroLoss):
 
 
 @dataclass(frozen=True)
-class NumPyroRenyiELBO(NumPyroLoss):
+class NumPyroRenyiELBO(RenyiClaims, NumPyroLoss):
     """NumPyro's `RenyiELBO`: on reparameterised guides the total derivative of the Rényi bound; alpha = 0 is L_K.
 
     .. math:: \\sum_k \\tilde w_k^{(\\alpha)} \\nabla \\log w(T_\\phi(\\epsilon_k))
@@ -212,32 +213,8 @@ class NumPyroRenyiELBO(NumPyroLoss):
         Li & Turner (2016); Burda, Grosse & Salakhutdinov (2016); Phan, Pradhan & Jankowiak (2019).
     """
 
-    alpha: float = 0.0
-
     name = "numpyro-renyi-elbo"
-    family = "multi-sample"
     citations = ("phan2019", "li2016", "burda2016")
-    snr_slopes = {"theta": 0.5, "phi": -0.5}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha == 1:
-            raise Refusal(f"{self.label()}: NumPyro takes any alpha but 1; that is numpyro-trace-elbo")
-
-    @property
-    def targets(self) -> dict[str, Target | None]:
-        bound = Target("renyi", self.num_samples, setting=self.alpha)
-        target = bound if self.alpha else Target("iwae", self.num_samples)
-        return {"theta": target, "phi": target}
-
-    @property
-    def counterpart(self) -> str:  # type: ignore[override]
-        return f"renyi[alpha={self.alpha!r}]" if self.alpha else "iwae"
-
-    def beside(self, problem: Problem) -> str:
-        if "reparameterizable" in problem.offers:
-            return self.counterpart
-        return f"renyi-score[alpha={self.alpha!r}]" if self.alpha else "multi-sample-score"
 
     def loss(self) -> Any:
         from numpyro.infer import RenyiELBO

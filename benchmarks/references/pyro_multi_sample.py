@@ -11,13 +11,14 @@ from estimators import Refusal, Target
 from ..problems.problem import Problem
 from ..problems.pyro_problem import PyroProblem
 from .pyro_loss import PyroLoss, differently_weighted, other_subsets, points_of, sites_of
+from .renyi_claims import RenyiClaims
 
 if TYPE_CHECKING:
     from pyro.infer import ELBO
 
 
 @dataclass(frozen=True)
-class PyroRenyiELBO(PyroLoss):
+class PyroRenyiELBO(RenyiClaims, PyroLoss):
     """Pyro's `RenyiELBO`: on reparameterised guides the total derivative of the Rényi bound; alpha = 0 is L_K.
 
     .. math:: \\sum_k \\tilde w_k^{(\\alpha)} \\nabla \\log w(T_\\phi(\\epsilon_k)), \\qquad
@@ -37,32 +38,8 @@ class PyroRenyiELBO(PyroLoss):
         Li & Turner (2016); Burda, Grosse & Salakhutdinov (2016); Bingham et al. (2019).
     """
 
-    alpha: float = 0.0
-
     name = "pyro-renyi-elbo"
-    family = "multi-sample"
     citations = ("bingham2019", "li2016", "burda2016")
-    snr_slopes = {"theta": 0.5, "phi": -0.5}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha == 1:
-            raise Refusal(f"{self.label()}: Pyro takes any alpha but 1; that is pyro-trace-elbo")
-
-    @property
-    def targets(self) -> dict[str, Target | None]:
-        bound = Target("renyi", self.num_samples, setting=self.alpha)
-        target = bound if self.alpha else Target("iwae", self.num_samples)
-        return {"theta": target, "phi": target}
-
-    @property
-    def counterpart(self) -> str:  # type: ignore[override]
-        return f"renyi[alpha={self.alpha!r}]" if self.alpha else "iwae"
-
-    def beside(self, problem: Problem) -> str:
-        if "reparameterizable" in problem.offers:
-            return self.counterpart
-        return f"renyi-score[alpha={self.alpha!r}]" if self.alpha else "multi-sample-score"
 
     def objection(self, problem: Problem) -> str | None:
         return differently_weighted(problem)
