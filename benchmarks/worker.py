@@ -33,6 +33,7 @@ from .files import write_bytes
 from .measure import run_cell, run_together
 from .privacy import private
 from .records import Cell, Record
+from .references.loop import LoopEstimator
 from .registry import Registry
 
 REASON, TRACEBACK = 2_000, 20_000
@@ -306,14 +307,18 @@ def _here() -> str:
 def _inputs(cell: Cell, plugins: tuple[str, ...]) -> Callable[[], str]:
     """A function that digests what an estimator is handed: parameters and data of the problem, which later cells share.
 
-    Plug-ins are loaded here for the first time; what that does to random state and default dtype is undone, since many a
-    script begins with a seed.
+    Plug-ins and other libraries are loaded here for the first time; what that does to random state and default dtype is
+    undone, since many a script begins with a seed.
     """
     dtype, state = torch.get_default_dtype(), torch.get_rng_state()
     others = np.random.get_state(), random.getstate()
     try:
-        problem = Registry(plugins).problem(cell.problem, cell.dtype, cell.device)
+        registry = Registry(plugins)
+        problem = registry.problem(cell.problem, cell.dtype, cell.device)
         _ = problem.parameters
+        estimator = registry.estimator(cell.estimator, cell.num_samples)
+        if isinstance(estimator, LoopEstimator):
+            estimator.load()
     except Exception:
         return lambda: ""  # the cell meets it again, and says so
     finally:

@@ -33,6 +33,9 @@ class LoopEstimator(Estimator):
     library: ClassVar[str] = ""
     counterpart: ClassVar[str] = ""
 
+    def load(self) -> None:
+        """Import the library. Called before anything is watched or timed: some imports draw random numbers (jax's does)."""
+
     def beside(self, problem: Problem) -> str:
         """The estimator of this suite to be shown beside this one on a problem: the counterpart, unless that depends."""
         return self.counterpart

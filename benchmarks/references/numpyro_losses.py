@@ -46,6 +46,9 @@ class NumPyroLoss(LoopEstimator):
     def loss(self) -> Any:
         """NumPyro's own object."""
 
+    def load(self) -> None:
+        from . import numpyro_models  # noqa: F401
+
     def refuses(self, model: LatentModel) -> str | None:
         name = getattr(model, "name", type(model).__name__)
         if name not in NAMES:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import worker
 from benchmarks.cli import app
 from benchmarks.measure import run_cell
 from benchmarks.records import Cell, Record
@@ -44,6 +46,15 @@ def test_it_is_a_cell_like_any_other():
         "PASS",
         "INCONCLUSIVE",
     } and record.cost.seconds_per_gradient > 0
+
+
+def test_what_the_import_of_a_library_draws_is_not_held_against_its_estimators(monkeypatch):
+    """JAX's draws from numpy's global generator; workers load a library before they watch."""
+    drawn = []
+    monkeypatch.setattr(type(REGISTRY.estimator("Theirs", 2)), "load", lambda self: drawn.append(np.random.rand()))
+    before = worker.global_state()
+    worker._inputs(Cell(problem="sigmoid-belief-net", estimator="Theirs", num_samples=2, replicates=2, seed=0), (FILE,))
+    assert drawn and worker.global_state() == before
 
 
 @pytest.mark.long
