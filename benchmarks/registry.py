@@ -169,6 +169,7 @@ def load(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise SpecError(f"{path!r} is not a Python file")
+    findable(file.resolve().parent)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -179,6 +180,12 @@ def load(path: str) -> ModuleType:
             raise
         raise SpecError(f"{path} does not run: {type(problem).__name__}: {problem}") from problem
     return module
+
+
+def findable(folder: Path) -> None:
+    """Let modules in a folder be imported, as Python does for a script's own; whatever is installed goes before them."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _members(module: ModuleType, kind: type) -> dict[str, Any]:

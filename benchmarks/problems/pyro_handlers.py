@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from estimators.trees import tree_map
 
 from ..specs import SpecError
-from .pyro_sites import bare, draw
+from .pyro_sites import bare, draw, smooth
 
 Values = dict[str, Tensor]
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
@@ -41,7 +42,12 @@ class Substituted(TorchFunctionMode):
             return args[0].masked_fill_(args[1], args[2])
         try:
             return func(*args, **kwargs)
-        except Exception:
+        except Exception as problem:
+            if _RANDOM in str(problem):
+                # Numbers that nothing depends on, as Program.repeatable has seen to: guesses that only pyro.param's first
+                # call takes. A thread of its own is under no vmap, which would forbid them.
+                with ThreadPoolExecutor(1) as apart, suppress(Exception):
+                    return apart.submit(func, *args, **kwargs).result()
             self.failed = self.failed or getattr(func, "__name__", str(func))
             raise
 
@@ -90,17 +96,19 @@ class FromNoise(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["name"] not in self.noise:
             return
-        noise = self.noise[msg["name"]]
-        msg["value"] = draw(msg["fn"], iter(noise))
+        value = draw(msg["fn"], iter(self.noise[msg["name"]]))
+        msg["value"] = value if smooth(msg["fn"]) else value.detach()
         self.drawn[msg["name"]] = msg["value"]
         msg["done"] = True
 
 
+_RANDOM = "called random operation"
+OUTSIDE = "draws random numbers outside of pyro.sample ({place}), which no seed of a cell governs"
 # What torch says where it cannot vectorise, and what that means to who wrote the program.
 _MEANINGS = {
     "data-dependent control flow": "decides by the value of a draw (if, while): write torch.where, which vectorises",
     ".item()": "makes a Python number of a draw (.item(), float(), int()), which neither vectorises nor differentiates",
-    "called random operation": "draws random numbers outside of pyro.sample ({place}), which no seed of a cell governs",
+    _RANDOM: OUTSIDE,
     "in-place operation": "writes into a tensor that it keeps ({place}), as BatchNorm does in training: call .eval()",
     "dynamic shape": "takes as many elements as the values of a draw say ({place}): write torch.where",
 }

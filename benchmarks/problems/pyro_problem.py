@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -123,11 +124,12 @@ class PyroProblem(Problem):
             raise SpecError(f"{self.model}, {self.q}: {wrong}") from None
 
     def _digest(self) -> str:
-        """Of the files that are named, so that stored cells are measured anew when one of them changes."""
-        files = {
+        """Of the files and modules that are named, so that stored cells are measured anew when one of them changes."""
+        places = {
             place for source in (self.model, self.q, self.args, self.truth) if (place := source.rpartition(":")[0])
         }
-        content = [Path(place).read_bytes() if place.endswith(".py") else place.encode() for place in sorted(files)]
+        files = [getattr(_module(place), "__file__", None) for place in sorted(places)]
+        content = [Path(file).read_bytes() for file in files if file]  # a package need not have one
         return hashlib.sha256(b"\0".join(content)).hexdigest()[:12]
 
     def _guide(self, model: Any) -> Any:
@@ -217,7 +219,9 @@ class PyroProblem(Problem):
     def _try(self) -> None:
         """Run once what estimators run, so that what cannot be vectorised or differentiated is told at once."""
         theta, phi = self.parameters["theta"], self.parameters["phi"]
-        noise = self.guide(phi).noise((2,), torch.Generator(self.like.device).manual_seed(self.seed))
+        generator = torch.Generator(self.like.device).manual_seed(self.seed)
+        self.program.repeatable(theta, phi, self.guide(phi).noise((), generator))
+        noise = self.guide(phi).noise((2,), generator)
 
         def value(theta: Block, phi: Block) -> Tensor:
             guide = self.guide(phi)
@@ -294,11 +298,18 @@ class PyroProblem(Problem):
     def exact(self, target: Target) -> Reference | None:
         if not self.truth:
             return None
-        stated = found(self.truth)(target)
-        if stated is None:
-            return None
-        gradient = {block: self._stated(block, stated[block]) for block in self.parameters if block in stated}
-        return Reference(float(stated["value"]), gradient, f"stated by {self.truth}")
+        function = found(self.truth)
+        try:
+            with torch.enable_grad():  # it may well differentiate a value
+                stated = function(target)
+            if stated is None:
+                return None
+            gradient = {block: self._stated(block, stated[block]) for block in self.parameters if block in stated}
+            return Reference(float(stated["value"]), gradient, f"stated by {self.truth}")
+        except SpecError:
+            raise
+        except Exception as wrong:
+            raise SpecError(f"{self.truth} fails for {target}: {type(wrong).__name__}: {wrong}") from wrong
 
     def _stated(self, block: str, given: Mapping[str, Any]) -> Block:
         """One block of what ``truth`` returned, in the shapes of the parameters, which are unconstrained."""
@@ -321,26 +332,33 @@ def found(source: str) -> Any:
     Raises:
         SpecError: if it is not there or does not run.
     """
-    from ..registry import load
-
     place, colon, name = source.rpartition(":")
     if not colon:
         raise SpecError(f"cannot read {source!r}: write module:name or file.py:name")
-    try:
-        module = load(place) if place.endswith(".py") else importlib.import_module(place)
-    except ImportError as wrong:
-        raise SpecError(f"no module {place!r}: {wrong}") from None
-    except SpecError:
-        raise
-    except Exception as wrong:
-        raise SpecError(f"{place} does not run: {type(wrong).__name__}: {wrong}") from wrong
-    member: Any = module
+    member: Any = _module(place)
     for part in name.split("."):  # such as vae.model
         if not hasattr(member, part):
             public = [each for each in dir(member) if not each.startswith("_")]
             raise SpecError(f"{place} has no {name!r}; {nearest(part, public)}")
         member = getattr(member, part)
     return member
+
+
+def _module(place: str) -> ModuleType:
+    """What a file or the name of a module stands for; modules may lie where the command is run, as with ``python -m``."""
+    from ..registry import findable, load
+
+    try:
+        if place.endswith(".py"):
+            return load(place)
+        findable(Path.cwd())
+        return importlib.import_module(place)
+    except ImportError as wrong:
+        raise SpecError(f"no module {place!r}: {wrong}") from None
+    except SpecError:
+        raise
+    except Exception as wrong:
+        raise SpecError(f"{place} does not run: {type(wrong).__name__}: {wrong}") from wrong
 
 
 def _arguments(made: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -21,7 +21,7 @@ from estimators import Block
 
 from ..randomness import own_randomness
 from ..specs import SpecError
-from .pyro_handlers import FromNoise, Given, Substituted, Values, explained
+from .pyro_handlers import OUTSIDE, FromNoise, Given, Substituted, Values, explained
 from .pyro_sites import Noise, Unsupported, bare, noise_of, smooth
 
 
@@ -63,6 +63,7 @@ class Program:
 
     def __post_init__(self) -> None:
         self._state: Any = None
+        self._outside = self.seed
         with own_randomness(self.seed, torch.device("cpu")), pyro.get_param_store().scope() as state:
             with explained("training"):
                 self._train()
@@ -118,7 +119,11 @@ class Program:
     def _traced(self, function: Callable[..., Any], block: Block, kind: str, handler: Messenger) -> Any:
         """A trace of model or guide at other parameters, with densities computed."""
         mode = Substituted({id(leaf): block[name] for name, leaf in self.leaves[kind].items()})
-        with explained("model" if kind == "theta" else "guide", mode), self.scope(), mode, handler:
+        device = next(iter(self.leaves["phi"].values())).device
+        with (
+            explained("model" if kind == "theta" else "guide", mode),
+            own_randomness(self._outside, device), self.scope(), mode, handler,
+        ):  # fmt: skip
             trace = pyro.poutine.trace(function).get_trace(*self.args, **self.kwargs)
             trace.compute_log_prob()
         return trace
@@ -133,6 +138,11 @@ class Program:
 
     def sample(self, phi: Block, noise: Mapping[str, tuple[Tensor, ...]], plate: str | None) -> tuple[Values, Tensor]:
         """Latents from noise, whole numbers as floating point ones, and log q of them."""
+        z, trace = self._drawn(phi, noise)
+        return z, _total(trace, plate)
+
+    def _drawn(self, phi: Block, noise: Mapping[str, tuple[Tensor, ...]]) -> tuple[Values, Any]:
+        """Latents from noise, and the trace of the guide that drew them."""
         dtype = next(iter(phi.values())).dtype
         subsets = {
             name: noise[name][0].argsort()[: site.subset].to(dtype) for name, site in self.sites.items() if site.subset
@@ -140,7 +150,31 @@ class Program:
         handler = FromNoise({name: each for name, each in noise.items() if name not in subsets})
         with Given(subsets):
             trace = self._traced(self.guide, phi, "phi", handler)
-        return {name: value.to(dtype) for name, value in handler.drawn.items()} | subsets, _total(trace, plate)
+        return {name: value.to(dtype) for name, value in handler.drawn.items()} | subsets, trace
+
+    def repeatable(self, theta: Block, phi: Block, noise: Mapping[str, tuple[Tensor, ...]]) -> None:
+        """See that no draw and no density depends on random numbers that the program draws by itself.
+
+        It may draw them: a first guess such as ``pyro.param("loc", torch.randn(3))`` is drawn at every call, and used once.
+
+        Raises:
+            SpecError: with the first site that does.
+        """
+        runs: list[list[tuple[str, Values]]] = []
+        try:
+            for seed in (self.seed + 1, self.seed):
+                self._outside = seed
+                z, trace = self._drawn(phi, noise)
+                given = runs[0][0][1] if runs else z
+                model = self.site_densities(theta, given)
+                runs.append([("guide", z), ("guide", _densities(trace)), ("model", model)])
+        finally:
+            self._outside = self.seed
+        for (kind, one), (_, other) in zip(*runs, strict=True):
+            for site, value in one.items():
+                if not torch.equal(value.nan_to_num(), other[site].nan_to_num()):
+                    outside = OUTSIDE.format(place="torch.randn, dropout")
+                    raise SpecError(f"the {kind}, at site {site!r}, {outside}")
 
     def site_densities(self, theta: Block, z: Values) -> Values:
         """log p of each site of the model by its name, ``()``, at given latents."""

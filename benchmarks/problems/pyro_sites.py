@@ -73,9 +73,15 @@ def draw(fn: Any, noise: Iterator[Tensor]) -> Tensor:
 
 
 def smooth(fn: Any) -> bool:
-    """Whether a draw is a differentiable function of the parameters."""
+    """Whether a draw is a differentiable function of the parameters, and its program wants it to be one."""
     inner = _inner(fn)
-    return smooth(inner) if inner is not None else _rule(fn).smooth
+    return not _renounced(fn) and (smooth(inner) if inner is not None else _rule(fn).smooth)
+
+
+def _renounced(fn: Any) -> bool:
+    """Whether ``has_rsample_(False)`` or a class of the program's own takes the path from a law that has one."""
+    said = [each.__dict__["has_rsample"] for each in (fn, *type(fn).__mro__) if "has_rsample" in each.__dict__]
+    return said[:1] == [False] and True in said
 
 
 def _inner(fn: Any) -> Any | None:

@@ -24,7 +24,7 @@ PyroReference = Annotated[
     str | None, typer.Option("--reference", help="file.py:function that gives the exact value and gradient of a target")
 ]
 PyroSteps = Annotated[
-    int | None, typer.Option("--steps-before", min=0, help="of training by Pyro's own SVI before anything is measured")
+    int | None, typer.Option("--steps-before", help="of training by Pyro's own SVI before anything is measured")
 ]
 
 

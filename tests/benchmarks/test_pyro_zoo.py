@@ -35,6 +35,7 @@ RUNNING = {
     "a class of guide, lower_cholesky": lambda: program("plane", "PlaneGuide"),
     "a method, AutoLowRankMultivariateNormal": lambda: program("holder.model", "AutoLowRankMultivariateNormal"),
     "AutoIAFNormal": lambda: program("plane", "AutoIAFNormal"),
+    "random first guesses, no path": lambda: program("plain", "guessing_guide"),
     "topics, Multinomial": lambda: program("topics", "AutoDiagonalNormal", "words"),
 }
 
@@ -63,6 +64,16 @@ def test_densities_are_pyros_own(make):
                 with Fixed():
                     trace = pyro.poutine.trace(function).get_trace(*own.args, **own.kwargs)
                 torch.testing.assert_close(found[row], trace.log_prob_sum().detach(), rtol=2e-4, atol=2e-4)
+
+
+def test_a_path_that_the_guide_renounces_is_not_taken():
+    """As Pyro does not; what draws it is the same law, so score functions have the same mean, draw by draw not."""
+    problem = program("plain", "guessing_guide")
+    noise = problem.guide(problem.parameters["phi"]).noise((3,), torch.Generator().manual_seed(0))
+    slope = torch.func.grad(lambda phi: problem.guide(phi).transform(noise)["mu"].sum())(problem.parameters["phi"])
+    assert not any(bool(leaf.any()) for leaf in slope.values())
+    assert "guide site 'mu' (Normal) is not" in (REGISTRY.estimator("reparameterization", 2).refuses(problem) or "")
+    assert REGISTRY.estimator("pyro-trace-elbo", 2).beside(problem) == "score-function"
 
 
 @pytest.mark.parametrize("make", [RUNNING["VAE on minibatches"], RUNNING["topics, Multinomial"]], ids=["VAE", "topics"])
@@ -196,7 +207,8 @@ def test_where_no_density_shows_what_moves_only_what_is_right_is_let_pass(model,
 REFUSED = [
     ("branching", "normal_guide", "the model, at or after site 'mu', decides by the value of a draw"),
     ("numbers", "normal_guide", "makes a Python number of a draw"),
-    ("random_inside", "normal_guide", r"draws random numbers outside of pyro.sample \(in randn\)"),
+    ("random_inside", "normal_guide", r"the model, at site 'x', draws random numbers outside of pyro.sample"),
+    ("plain", "random_guide", r"the guide, at site 'mu', draws random numbers outside of pyro.sample"),
     ("batch_norm", "normal_guide", r"writes into a tensor that it keeps \(in .*\), as BatchNorm does"),
     ("positive_only", "normal_guide", "model site 'mu' has no density at"),
     ("own_fault", "normal_guide", "the model fails: ValueError: my own fault of two lines"),

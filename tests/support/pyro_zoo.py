@@ -1,5 +1,6 @@
 """More Pyro programs, in the manner of Pyro's own examples and tests: what must run, and what must be refused."""
 
+import math
 from functools import partial
 
 import pyro
@@ -162,6 +163,12 @@ def normal_guide(x):
     pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.2)), positive_param("scale", 0.4)))
 
 
+# First guesses that are drawn at every call and used once; and a score where the law would have a path.
+def guessing_guide(x):
+    loc, scale = pyro.param("loc", torch.randn(())), positive_param("scale", 0.1 + dist.Gamma(2.0, 9.0).sample())
+    pyro.sample("mu", dist.Normal(loc, scale).has_rsample_(False))
+
+
 # A guide that is a PyroModule class, and one whose covariance is a Cholesky factor.
 def plane(x):
     w = pyro.sample("w", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
@@ -233,6 +240,17 @@ def rate_wrong_name(target):
     return {"value": 0.0, "phi": {"a": 1.0, "c": 0.0}}
 
 
+# Two bits of which the data know the difference, while the guide draws them apart.
+def two_bits():
+    a, b = (pyro.sample(name, dist.Bernoulli(0.5)) for name in "ab")
+    pyro.sample("x", dist.Normal(3.0 * (a - b), 1.0), obs=torch.tensor(3.0))
+
+
+def two_bits_guide():
+    for name in "ab":
+        pyro.sample(name, dist.Bernoulli(logits=pyro.param(f"{name}_logit", torch.tensor(0.2))))
+
+
 # Derivatives that are not those of the values.
 def two(x):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -279,6 +297,19 @@ def plain(x):
         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
 
+def plain_exact(target):
+    """ELBO of Normal(loc, scale) and its gradient in loc and log scale, term by term."""
+    loc, scale, n = 0.2, 0.4, len(X)
+    square = float(((X - loc) ** 2).sum()) + n * scale**2 + loc**2 + scale**2  # of x - mu, and of mu
+    value = -0.5 * square - 0.5 * n * math.log(2 * math.pi) + 0.5 + math.log(scale)
+    return {"value": value, "phi": {"loc": float((X - loc).sum()) - loc, "scale": 1 - (n + 1) * scale**2}}
+
+
+def plain_off(target):
+    stated = plain_exact(target)
+    return {**stated, "phi": {**stated["phi"], "scale": 1.1 * stated["phi"]["scale"]}}
+
+
 # Guides of which some estimators are wrong.
 class PointAndNormal(AutoGuideList):
     def __init__(self, model):
@@ -311,6 +342,10 @@ def numbers(x):
 def random_inside(x):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     pyro.sample("x", dist.Normal(mu + torch.randn(()), 1.0), obs=x[0])
+
+
+def random_guide(x):
+    pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.2)) + 0.1 * torch.randn(()), 0.4))
 
 
 NORM = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
