@@ -20,7 +20,7 @@ from .discrete_guides import Bernoulli
 from .elbo import ElboEstimator
 from .enumeration import mean_of, surrogate_gradient
 from .multisample import ImportanceWeighted
-from .subsets import without_any
+from .subsets import logsumexp_of_others
 
 
 class Pairs(Estimator):
@@ -172,7 +172,7 @@ class LocalDisARM(Pairs, ImportanceWeighted):
         return log_w.softmax(1) / 2
 
     def slopes(self, log_w: Tensor, z: Tensor, noise: Tensor, logits: Tensor) -> Tensor:
-        others = torch.stack([without_any(half, 1).logsumexp(1) for half in log_w])
+        others = torch.stack([logsumexp_of_others(half) for half in log_w])
         # f(z) - f(z'), each as what its weight adds to the others: nothing large cancels.
         gain = _log1p_exp(log_w[0] - others) - _log1p_exp(log_w[1] - others)
         return (pair_difference(z, logits) * gain.mean(0)[..., None]).sum(0)

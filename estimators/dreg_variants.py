@@ -14,7 +14,7 @@ from torch.func import vmap
 
 from .contract import Block, LatentModel, Parameters, Target, Weights
 from .multisample import ImportanceWeighted
-from .subsets import without_any
+from .subsets import logsumexp_of_others
 
 CONTRASTS = 4
 RIDGE = 1e-6
@@ -94,7 +94,7 @@ class DReGControlVariate(ImportanceWeighted):
         if self.state is None:
             return Weights(path=w.square(), score=None, model=w)
         c = self.state["coefficients"].to(log_w)
-        others = without_any(log_w, 1).logsumexp(1)  # log Z_-k
+        others = logsumexp_of_others(log_w)  # log Z_-k
         path = w.square() - c[0] * w + c[1] * (w - w.square())
         score = c[0] * (log_w.logsumexp(0) - others) - c[1] * w + c[2] * others + c[3] / self.num_samples
         return Weights(path=path, score=score, model=w)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contract import Draw, Guide, Refusal, Target, Weights
 from .multisample import ImportanceWeighted
-from .subsets import without_any
+from .subsets import logsumexp_of_others
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class VIMCO(ImportanceWeighted):
 
     def weights(self, log_w: Tensor) -> Weights:
         K, w = self.num_samples, log_w.softmax(0)
-        others = without_any(log_w, 1).logsumexp(1)
+        others = logsumexp_of_others(log_w)
         arithmetic = self.baseline == "arithmetic"
         replacing = others - math.log(K - 1) if arithmetic else (log_w.sum(0) - log_w) / (K - 1)
         # log Z - log Z^[-k] as a difference of two small numbers, each to its own last digit, not of two large ones.
@@ -137,7 +137,7 @@ class OVIS(ImportanceWeighted):
 
     def weights(self, log_w: Tensor) -> Weights:
         w = log_w.softmax(0)
-        without = _log1p_exp(log_w - without_any(log_w, 1).logsumexp(1))  # -log(1 - w~)
+        without = _log1p_exp(log_w - logsumexp_of_others(log_w))  # -log(1 - w~)
         score = without - (1 - self.gamma) * w + self.gamma * math.log(1 - 1 / self.num_samples)
         return Weights(path=None, score=score, model=w)
 
@@ -187,7 +187,7 @@ class OVISMonteCarlo(ImportanceWeighted):
     def weights(self, log_w: Tensor) -> Weights:
         kept, fresh = log_w[: -self.extra], log_w[-self.extra :]
         w, none = kept.softmax(0), torch.zeros_like(fresh)
-        others = without_any(kept, 1).logsumexp(1)
+        others = logsumexp_of_others(kept)
         sums = torch.logaddexp(others, fresh[:, None])  # (S, K, *batch): the s-th fresh draw in the place of the k-th
         replaced = sums - (fresh[:, None] - sums).exp()
         score = kept.logsumexp(0) - w - replaced.mean(0)

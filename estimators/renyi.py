@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .contract import Estimator, Refusal, Target, TotalDerivative, Weights
-from .subsets import without_any
+from .subsets import logsumexp_of_others
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class RenyiScore(_OfAlpha):
         K = self.num_samples
         if self.power == 0:
             return (log_w.sum(0) - log_w) / (K - 1)
-        return (without_any(self.power * log_w, 1).logsumexp(1) - math.log(K - 1)) / self.power
+        return (logsumexp_of_others(self.power * log_w) - math.log(K - 1)) / self.power
 
 
 @dataclass(frozen=True)

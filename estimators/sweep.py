@@ -23,7 +23,7 @@ from .replicates import vectorised
 from .surrogate import _spread
 from .trees import tree_leaves, tree_map
 
-VERSION = "1"
+VERSION = "2"
 """Of the arithmetic here: who stores numbers made by it says so."""
 LARGEST_MAP = 2**20
 """Numbers in the linear map from the guide's tensors to phi that are kept; where it has more, it is applied by autograd."""
@@ -120,8 +120,8 @@ class Shared:
             path, score, model = (next(left) if there else None for there in given)
             return torch.cat([value[:, None].to(self.log_w.dtype), self._theta(model), self._phi(path, score)], 1)
 
-    def _of_guide(self) -> Tensor:
-        """P_k and h_k by the guide's tensors, ``(rows * points, 2 K, size)``: first all P, then all h."""
+    def _of_guide(self) -> tuple[Tensor, Tensor]:
+        """P_k and h_k by the guide's tensors, each ``(rows * points, K, size)``, and each by itself in memory."""
         own = {name: getattr(self.guide, name).detach() for name in self.names}
         if is_plain_gaussian(self.guide):
             return self._of_gaussian()
@@ -140,11 +140,10 @@ class Shared:
         noise, slope, z = tree_map(lambda leaf: leaf.flatten(0, 1), (self.noise, self.slope, self.z))
         h = self._by_point(vmap(grad(score), (None, 0))(own, z))
         if not self.guide.reparameterizable:
-            return torch.cat([torch.full_like(h, torch.nan), h], 1)
-        P = vmap(grad(path), (None, 0, 0))(own, noise, slope)
-        return torch.cat([self._by_point(P), h], 1)
+            return torch.full_like(h, torch.nan), h
+        return self._by_point(vmap(grad(path), (None, 0, 0))(own, noise, slope)), h
 
-    def _of_gaussian(self) -> Tensor:
+    def _of_gaussian(self) -> tuple[Tensor, Tensor]:
         """:meth:`_of_guide` written out: no graph, and fewer passes over the draws."""
         guide, noise = self.guide, self.noise
         assert isinstance(guide, DiagonalGaussian)
@@ -153,7 +152,8 @@ class Shared:
         path = self.slope + of_loc
         P = {"loc": lambda: path, "log_scale": lambda: path * (scale * noise)}
         h = {"loc": lambda: of_loc, "log_scale": lambda: noise * noise - 1}
-        return torch.cat([self._by_point({name: term[name]() for name in self.names}) for term in (P, h)], 1)
+        path_terms, scores = (self._by_point({name: term[name]() for name in self.names}) for term in (P, h))
+        return path_terms, scores
 
     def _by_point(self, term: Block) -> Tensor:
         """``(rows * K, *batch, ...)`` of each tensor as ``(rows * points, K, size)``."""
@@ -165,7 +165,7 @@ class Shared:
         """t_k, ``(rows, K, size)``; ``None`` where there are several data points, or theta is larger than the draws."""
         theta = self.parameters["theta"]
         size = sum(leaf.numel() for leaf in theta.values())
-        if self.points > 1 or size > max(64, self._terms.shape[2]):
+        if self.points > 1 or size > max(64, self._terms[0].shape[2]):
             return None
 
         def model(theta: Block, z: Any) -> Tensor:
@@ -181,7 +181,7 @@ class Shared:
         if weights is None or not theta:
             return self.log_w.new_zeros(self.count, sum(leaf.numel() for leaf in theta.values()))
         if self._model_terms is not None:
-            return (weights.reshape(self.count, 1, -1) @ self._model_terms)[:, 0]
+            return (weights.reshape(self.count, 1, -1).contiguous() @ self._model_terms)[:, 0]
         for known, found in self._pulled:
             if torch.equal(known, weights):
                 return found
@@ -215,14 +215,16 @@ class Shared:
 
     def _phi(self, path: Tensor | None, score: Tensor | None) -> Tensor:
         """sum_k a_k P_k + b_k h_k, from the guide's tensors on to phi: ``(rows, size)``."""
-        rows, K = self.count, self.num_samples
-        weights = [
-            each.reshape(rows, K, -1).transpose(1, 2).reshape(-1, 1, K) for each in (path, score) if each is not None
-        ]
-        if not weights:
-            return self.log_w.new_zeros(rows, sum(leaf.numel() for leaf in self.parameters["phi"].values()))
-        used = slice(K if path is None else 0, K if score is None else 2 * K)
-        return self._map((torch.cat(weights, 2) @ self._terms[:, used]).reshape(rows, -1))
+        found: Tensor | None = None
+        for weights, terms in zip((path, score), self._terms, strict=True):
+            if weights is not None:
+                by_point = weights.reshape(self.count, self.num_samples, -1).transpose(1, 2).reshape(len(terms), 1, -1)
+                # Weights that are all the same are one number in memory, for which torch multiplies row by row.
+                part = by_point.contiguous() @ terms
+                found = part if found is None else found + part
+        if found is None:
+            return self.log_w.new_zeros(self.count, sum(leaf.numel() for leaf in self.parameters["phi"].values()))
+        return self._map(found.reshape(self.count, -1))
 
 
 def is_plain_gaussian(guide: Guide) -> bool:
