@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -147,6 +148,36 @@ def test_the_seed_decides_and_costs_are_counted(kind):
     assert single.value.ndim == 0 and set(single.phi) == set(problem.parameters["phi"])
     half = LinearGaussian(dim=2, data_dim=3, points=3, dtype="float32")
     assert theirs.gradients(half, half.parameters, 2, 0).value.dtype == torch.float32
+
+
+@needs_numpyro
+def test_a_run_measures_them(tmp_path):
+    """In fresh workers, where their libraries are imported for the first time."""
+    command = [
+        "gradest",
+        "run",
+        "-p",
+        "linear-gaussian",
+        "-p",
+        "sigmoid-belief-net",
+        "-e",
+        "numpyro-*",
+        "-K",
+        "2",
+        "-R",
+        "200",
+    ]
+    code = (
+        f"import sys; sys.argv = {[*command, '-o', str(tmp_path / 'run')]!r}; from benchmarks.cli import main; main()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("*.json")]
+    found = {
+        (each["cell"]["estimator"].partition("[")[0], each["cell"]["problem"].partition("[")[0]): each["status"]
+        for each in cells
+    }
+    assert found.pop(("numpyro-trace-elbo", "sigmoid-belief-net")) == "refused"
+    assert len(found) == 5 and set(found.values()) == {"ok"}, [each["reason"] for each in cells]
 
 
 @needs_numpyro

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
+from pathlib import Path
 
+import pyro
 import pytest
 import torch
 from pyro_cases import leaves, recorded
@@ -12,7 +14,7 @@ from torch.func import grad
 
 from benchmarks import check as checking
 from benchmarks.measure import batches
-from benchmarks.problems import Gaussian1D, Problem, SigmoidBeliefNet, TwoLayerGaussian
+from benchmarks.problems import Gaussian1D, Problem, PyroProblem, SigmoidBeliefNet, TwoLayerGaussian
 from benchmarks.references.pyro_losses import (
     PyroRenyiELBO,
     PyroReweightedWakeSleep,
@@ -137,6 +139,34 @@ def test_tensor_monte_carlo_is_right_for_the_model_and_zero_for_a_discrete_guide
     assert float(z.abs().max()) < 4.5
 
 
+def test_tensor_monte_carlo_lets_every_draw_of_one_site_meet_every_draw_of_another(monkeypatch):
+    """Why several sites are refused: the value is log of the mean of K^2 weights, draw by draw, and not of K."""
+    file = str(Path(__file__).parents[2] / "support" / "pyro_zoo.py")
+    problem = PyroProblem(model=f"{file}:two_bits", q=f"{file}:two_bits_guide")
+    theirs = PyroTraceTMCELBO(num_samples=3)
+    assert "the sites a, b are combined with one another, which is another bound than L_K" in theirs.refuses(problem)
+    monkeypatch.setattr(PyroTraceTMCELBO, "refuses", lambda self, problem: None)
+    guide, drawn = problem.program.guide, []
+
+    def listening():
+        nodes = pyro.poutine.trace(guide).get_trace().nodes
+        drawn.append({name: nodes[name]["value"].flatten() for name in "ab"})
+
+    monkeypatch.setattr(problem.program, "guide", listening)
+    value = theirs.gradients(problem, problem.parameters, 20, seed=3).value
+    monkeypatch.setattr(problem.program, "guide", guide)
+
+    def weights(a, b):
+        z = {"a": a, "b": b}
+        log_q = problem.guide(problem.parameters["phi"]).log_prob(z)
+        return (problem.log_joint(problem.parameters["theta"], z) - log_q).exp()
+
+    pairs = [weights(*(x.flatten() for x in torch.meshgrid(z["a"], z["b"], indexing="ij"))) for z in drawn[-20:]]
+    torch.testing.assert_close(value, torch.stack([w.mean().log() for w in pairs]))
+    alone = torch.stack([weights(**z).mean().log() for z in drawn[-20:]])
+    assert float((value - alone).abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("num_samples", [2, 4])
 def test_tail_adaptive_weighs_by_the_inverse_permutation_of_ranks_counted_upwards(monkeypatch, finding, num_samples):
     """Total derivatives, weighted by ``argsort`` and divided by K; of two the lesser weight gets twice the other's share."""
@@ -190,18 +220,21 @@ def test_a_mean_field_kl_of_sites_in_another_order_is_biased_and_pyro_only_warns
 
 # What is right
 
+NARROW = "gaussian-1d[loc=1.2,scale={},x=0.0,prior_loc=-0.2]"
 RIGHT = {
     "pyro-trace-elbo": (ONE_BIT, 32),
-    "pyro-trace-graph-elbo": ("sigmoid-belief-net[dim=2,data_dim=3,seed=1]", 32),
-    "pyro-trace-graph-elbo[baseline=average]": (ONE_BIT, 8),
+    "pyro-trace-graph-elbo": (ONE_BIT, 32),
+    "pyro-trace-graph-elbo[baseline=average]": (ONE_BIT, 64),
     "pyro-trace-enum-elbo": ("categorical[dim=2,values=3,data_dim=2,seed=2]", 1),
     "pyro-trace-enum-elbo[enumeration=none]": (ONE_BIT, 32),
     "pyro-jit-trace-elbo": ("gaussian-1d", 8),
     "pyro-trace-mean-field-elbo": ("linear-gaussian[dim=2,data_dim=2]", 8),
-    "pyro-renyi-elbo": ("gaussian-1d", 4),
-    "pyro-renyi-elbo[alpha=0.5]": ("gaussian-1d", 3),
-    "pyro-trace-tmc-elbo": ("gaussian-1d", 4),
+    "pyro-renyi-elbo": (NARROW.format(0.3), 4),
+    "pyro-renyi-elbo[alpha=0.5]": (NARROW.format(0.4), 3),
+    "pyro-trace-tmc-elbo": (NARROW.format(0.3), 4),
 }
+"""Each where the value varies by less than a nat and no direction is noisier than its block's gradient is long: then a round is
+as short as the guard against skewness lets it be, some 4,600 draws."""
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -215,23 +248,16 @@ def test_what_is_right_is_not_accused(spec, seed):
     assert set(z) == set(leaves(theirs)) and max(z.values()) < 4.5, z
 
 
+# Pyro's graph takes 5 ms a draw, four times the others': with its average it is asked with all seeds, without with five.
+TWENTY = [(spec, seed) for spec in RIGHT for seed in range(0, 20, 4 if spec == "pyro-trace-graph-elbo" else 1)]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("spec", RIGHT)
-def test_what_is_right_passes(spec):
-    """False alarms at 1e-9 a check; a bias of 5 % of a block's gradient passes with probability 0.01."""
-    found = judged(spec, *RIGHT[spec], seed=0, pilot=4000)
+@pytest.mark.parametrize(("spec", "seed"), TWENTY)
+def test_what_is_right_passes_whatever_the_seed(spec, seed):
+    """False alarms at 1e-9 a check, 2e-7 for all; a bias of 5 % of a block's gradient passes with probability 0.01."""
+    found = judged(spec, *RIGHT[spec], seed=seed, pilot=1000)
     assert found.outcome == "PASS", str(found)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize(
-    "spec", ["pyro-trace-graph-elbo[baseline=average]", "pyro-renyi-elbo", "pyro-trace-mean-field-elbo"]
-)
-def test_nothing_right_is_accused_over_20_seeds(spec, seed):
-    """As above and 6e-8 for all of it, with fewer draws: no verdict is no accusation."""
-    found = judged(spec, *RIGHT[spec], seed=seed, max_draws=3000)
-    assert found.outcome in ("PASS", "INCONCLUSIVE"), str(found)
 
 
 @pytest.mark.long
