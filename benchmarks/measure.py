@@ -201,12 +201,13 @@ def _share(kept: list[Measurement]) -> None:
 def with_names(problem: Problem, result: BlockResult) -> BlockResult:
     """The result with its worst direction, where that is a single coordinate, called by the name of its parameter."""
     direction = result.worst_direction or ""
-    if " coordinate " not in direction:
+    if not direction or (" coordinate " not in direction and result.dimensions > 1):
         return result
     names = [
         f"{of}.{name}[{place}]" for of, name, place in replicates.coordinates(problem.parameters) if of == result.block
     ]
-    name = names[int(direction.rpartition(" ")[2])] if names else "value"
+    place = int(direction.rpartition(" ")[2]) if result.dimensions > 1 else 0
+    name = names[place] if names else "value"
     reason = result.verdict_reason.replace(direction, name)
     return result.model_copy(update={"worst_direction": name, "verdict_reason": reason})
 

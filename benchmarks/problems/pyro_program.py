@@ -64,19 +64,26 @@ class Program:
     def __post_init__(self) -> None:
         self._state: Any = None
         self._outside = self.seed
-        with own_randomness(self.seed, torch.device("cpu")), pyro.get_param_store().scope() as state:
+        with (
+            own_randomness(self.seed, torch.device("cpu")),
+            pyro.get_param_store().scope() as state,
+            torch.enable_grad(),
+        ):
             with explained("training"):
                 self._train()
             with explained("guide"):
                 guide = pyro.poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
                 guide.compute_log_prob()
+            phi = _leaves(guide)
+            drawn_with = _used(guide, phi)
+            guide.detach_()  # so that the model is seen to use what it uses itself
             with explained("model"):
                 replayed = pyro.poutine.replay(self.model, trace=guide)
                 model = pyro.poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
                 model.compute_log_prob()
-            self.leaves = {block: _leaves(trace) for block, trace in (("theta", model), ("phi", guide))}
+            theta = _leaves(model)
+            self.leaves = _apart(theta, _used(model, theta), phi, drawn_with)
         self._state = state
-        self._check_parameters()
         self.sites = _sites(guide) | _subsets(model) | _subsets(guide)
         self._check_sites(model)
         if not any(site.noise for site in self.sites.values() if not site.subset):
@@ -91,13 +98,6 @@ class Program:
         svi = pyro.infer.SVI(self.model, self.guide, optimiser, loss=pyro.infer.Trace_ELBO())
         for _ in range(self.steps):
             svi.step(*self.args, **self.kwargs)
-
-    def _check_parameters(self) -> None:
-        theta, phi = self.leaves["theta"], self.leaves["phi"]
-        places = {id(leaf): name for name, leaf in theta.items()}
-        shared = sorted(set(theta) & set(phi)) or [name for name, leaf in phi.items() if id(leaf) in places]
-        if shared:
-            raise SpecError(f"parameter {shared[0]!r} is used by model and guide: say which block it belongs to")
 
     def _check_sites(self, model: Any) -> None:
         for name, node in _random(model):
@@ -204,6 +204,37 @@ def _leaves(trace: Any) -> dict[str, Tensor]:
     store = pyro.get_param_store()
     names = [name for name, node in trace.nodes.items() if node["type"] == "param"]
     return dict({id(store._params[name]): (name, store._params[name]) for name in names}.values())
+
+
+def _used(trace: Any, leaves: Block) -> set[str]:
+    """Names of the leaves that a draw or a density of a trace depends on."""
+    nodes = [node for node in trace.nodes.values() if node["type"] == "sample"]
+    made = [each for node in nodes for each in (node["value"], node["log_prob_sum"]) if _differentiable(each)]
+    if not made or not leaves:
+        return set()
+    slopes = torch.autograd.grad([each.sum() for each in made], list(leaves.values()), allow_unused=True)
+    return {name for name, slope in zip(leaves, slopes, strict=True) if slope is not None}
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _apart(theta: Block, by_model: set[str], phi: Block, by_guide: set[str]) -> dict[str, Block]:
+    """Both blocks: what both register, as ``pyro.module`` does with a whole network, belongs to the one that uses it.
+
+    Raises:
+        SpecError: for a parameter that both use.
+    """
+    guides, models = ({id(leaf): name for name, leaf in block.items()} for block in (phi, theta))
+    for name, leaf in theta.items():
+        if id(leaf) in guides and name in by_model and guides[id(leaf)] in by_guide:
+            raise SpecError(
+                f"parameter {name!r} is used by model and guide: their gradients are of two blocks here, and it has both"
+            )
+    only_theta = {n: leaf for n, leaf in theta.items() if n in by_model or guides.get(id(leaf)) not in by_guide}
+    only_phi = {n: leaf for n, leaf in phi.items() if n in by_guide or id(leaf) not in models}
+    return {"theta": only_theta, "phi": only_phi}
 
 
 def _unmatched(model: Any, guide: Any) -> str | None:

@@ -27,6 +27,7 @@ def program(model, q, args="points", **settings):
 RUNNING = {
     "nested plates, subset, AutoNormal": lambda: program("nested", "AutoNormal", "grid"),
     "VAE on minibatches": lambda: program("minibatch_vae", "minibatch_vae_guide", "pixels"),
+    "one module for model and guide": lambda: program("whole.model", "whole.guide", "pixels"),
     "Dirichlet mixture of several discrete sites": lambda: program("mixture", "mixture_guide"),
     "hidden Markov": lambda: program("hidden_markov", "hidden_markov_guide"),
     "laws": lambda: program("laws", "laws_guide"),
@@ -64,6 +65,12 @@ def test_densities_are_pyros_own(make):
                 with Fixed():
                     trace = pyro.poutine.trace(function).get_trace(*own.args, **own.kwargs)
                 torch.testing.assert_close(found[row], trace.log_prob_sum().detach(), rtol=2e-4, atol=2e-4)
+
+
+def test_what_both_register_belongs_to_the_one_that_uses_it():
+    blocks = RUNNING["one module for model and guide"]().parameters
+    assert {name.removeprefix("whole$$$").partition(".")[0] for name in blocks["theta"]} == {"decoder", "start", "idle"}
+    assert {name.removeprefix("whole$$$").partition(".")[0] for name in blocks["phi"]} == {"encoder"}
 
 
 def test_a_path_that_the_guide_renounces_is_not_taken():

@@ -73,6 +73,31 @@ def minibatch_vae_guide(x):
         pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
+# Networks that one module holds for model and guide, as in Pyro's deep Markov model; and what both really use.
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.encoder, self.idle = nn.Linear(2, 9), nn.GRU(9, 4, batch_first=True), nn.Linear(1, 1)
+        self.start = nn.Parameter(torch.zeros(2))
+
+    def model(self, x):
+        pyro.module("whole", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.start, 1.0).expand([len(x), 2]).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("whole", self)
+        loc, log_scale = self.encoder(x[:, None])[0][:, 0].chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+with torch.random.fork_rng():
+    torch.manual_seed(2)
+    whole = Whole()
+
+
 # A mixture with several discrete sites; a hidden Markov model of a few steps.
 def mixture(x):
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
