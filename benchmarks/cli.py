@@ -94,6 +94,9 @@ def run(
     compile_: Annotated[
         bool, typer.Option("--compile", help="compile gradients; eager where nothing compiles")
     ] = False,
+    matmul_precision: Annotated[
+        str | None, typer.Option(help="of float32: highest, high (TF32), medium (bfloat16), where the device has them")
+    ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="rules on the same draws are measured in one go; part of a cell's identity")
     ] = False,
@@ -137,7 +140,8 @@ def run(
         changes["compile"] = True
     if share:
         changes["share"] = True
-    changes |= {k: v for k, v in (("replicates", replicates), ("seeds", seeds), ("dtype", dtype)) if v is not None}
+    plain = {"replicates": replicates, "seeds": seeds, "dtype": dtype, "matmul_precision": matmul_precision}
+    changes |= {name: value for name, value in plain.items() if value is not None}
     try:
         registry = Registry(plugins)
         whole, uncompiled = plan.as_compilable(plan.configure(config, changes))

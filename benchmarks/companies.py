@@ -19,7 +19,7 @@ def sharing(cell: Cell) -> tuple[object, ...] | None:
     """What cells must have in common to share draws; ``None`` of one that shares with nobody."""
     if cell.versions.get(SHARED) is None:
         return None
-    return (cell.problem, cell.num_samples, cell.replicates, cell.seed, cell.dtype, cell.device)
+    return (cell.problem, cell.num_samples, cell.replicates, cell.seed, cell.dtype, cell.device, cell.matmul_precision)
 
 
 def companies(cells: Iterable[Cell]) -> list[list[Cell]]:

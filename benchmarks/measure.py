@@ -16,6 +16,7 @@ from torch import Tensor
 from estimators import BLOCKS, Estimator, Refusal, Target, replicates, sweep
 
 from . import cost, quiet
+from .arithmetic import matmul_precision
 from .compiling import CompiledRows
 from .files import write_bytes
 from .moments import GradientMoments
@@ -116,7 +117,7 @@ class Measurement:
 
     def measure(self) -> None:
         """Take in all replicates."""
-        with self._kept():
+        with self._kept(), matmul_precision(self.cell.matmul_precision):
             for rows in quiet.quietly(
                 batches(self.estimator, self.problem, self.cell.replicates, self.cell.seed, self.compiled)
             ):
@@ -126,7 +127,7 @@ class Measurement:
         """Take in the replicates of one batch of shared draws."""
         if self.facts.get("status") is None:
             with self._kept():
-                with quiet.busy():
+                with quiet.busy(), matmul_precision(self.cell.matmul_precision):
                     rows = shared.rows(self.estimator)
                 self.moments.add(rows)
 
@@ -167,7 +168,8 @@ class Measurement:
         reason = "; ".join(filter(None, (reason, *problem.faults(estimator)[:3])))
         if self.compiled is not None and self.compiled.problem is not None:
             reason = "; ".join(filter(None, (reason, f"not compiled: {self.compiled.problem}")))
-        spent = price(estimator, problem, self.compiled)
+        with matmul_precision(cell.matmul_precision):
+            spent = price(estimator, problem, self.compiled)
         self.facts |= {"status": status, "reason": reason, "blocks": blocks, "cost": spent}
 
     def record(self) -> Record:
@@ -189,7 +191,7 @@ def _share(kept: list[Measurement]) -> None:
         guide = problem.guide(problem.parameters["phi"])
     for start in range(0, cell.replicates, size):
         began = time.perf_counter()
-        with quiet.busy(), torch.no_grad():
+        with quiet.busy(), torch.no_grad(), matmul_precision(cell.matmul_precision):
             noise = guide.noise((min(size, cell.replicates - start), cell.num_samples), stream)
             shared = sweep.Shared(problem, problem.parameters, noise)
         part = (time.perf_counter() - began) / len(kept)

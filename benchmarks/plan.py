@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from estimators import Estimator, Refusal, sweep
 
 from .compiling import compilable
-from .records import SHARED, Cell
+from .records import SHARED, Cell, MatmulPrecision
 from .registry import Registry, check_device, estimator_spec
 from .specs import SpecError, parse, select
 
@@ -29,6 +29,7 @@ class Suite(BaseModel):
     dtype: str | None = Field(default=None, pattern="^(float32|float64)$")
     device: str = "cpu"
     compile: bool = False
+    matmul_precision: MatmulPrecision = "highest"
     share: bool = False
 
 
@@ -129,6 +130,11 @@ def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
                 raise Refusal(refused[0])
             for problem_name in problems:
                 problem = registry.problem(problem_name, suite.dtype, suite.device)
+                if suite.matmul_precision != "highest" and problem.dtype != "float32":
+                    raise SpecError(
+                        f"matmul_precision={suite.matmul_precision} is for float32 alone, not {problem.dtype} as "
+                        f"{problem_name} has; give --dtype float32"
+                    )
                 for estimator in settings:
                     versions = {"problem": registry.version(problem), "estimator": registry.version(estimator)}
                     compiled = suite.compile and compilable(estimator)
@@ -143,6 +149,7 @@ def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
                         dtype=problem.dtype,
                         device=suite.device,
                         compiled=compiled,
+                        matmul_precision=suite.matmul_precision,
                         versions=versions,
                     )
                     for seed in range(suite.seeds):

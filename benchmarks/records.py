@@ -42,6 +42,9 @@ LARGEST = 2**28
 Status = Literal["ok", "refused", "error", "timeout", "killed", "nonfinite"]
 Verdict = Literal["PASS", "BIASED", "INCONCLUSIVE", "HEAVY_TAIL", "NONFINITE", "NO_REFERENCE"]
 Block = Literal["value", "theta", "phi"]
+MatmulPrecision = Literal["highest", "high", "medium"]
+"""How float32 matrices are multiplied, in torch's own words. ``highest``: as float32. ``high``: as TF32 or sums of bfloat16,
+``medium``: as bfloat16, where the device is faster at these; elsewhere all three are the same."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -70,6 +73,7 @@ class Cell(_Plain):
     dtype: str = "float64"
     device: str = "cpu"
     compiled: bool = False
+    matmul_precision: MatmulPrecision = "highest"
     versions: dict[str, str] = {}
 
     @property

@@ -9,7 +9,9 @@ import pandas as pd
 from .statistics import beside, over_seeds, rank_groups
 from .wording import BLOCKS, titles
 
-SERIES_KEY = ["run", "problem", "estimator", "dtype", "device", "compiled"]
+SERIES_KEY = ["run", "problem", "estimator", "dtype", "device", "compiled", "matmul_precision"]
+
+_PRODUCTS = {"highest": "", "high": "high matmul precision", "medium": "medium matmul precision"}
 
 
 def labelled(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
@@ -22,10 +24,19 @@ def labelled(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict[str,
     names = {**titles(table["problem"].unique()), **titles(table["estimator"].unique())}
     keys = table.drop_duplicates(SERIES_KEY)
     # A label says what tells two series of one problem apart, and no more.
-    varying = [c for c in ("dtype", "device", "compiled", "run") if (keys.groupby("problem")[c].nunique() > 1).any()]
+    varying = [
+        c
+        for c in ("dtype", "device", "compiled", "matmul_precision", "run")
+        if (keys.groupby("problem")[c].nunique() > 1).any()
+    ]
     labels = {}
     for row in keys[SERIES_KEY].to_dict(orient="records"):
-        extra = ["compiled" if name == "compiled" else str(row[name]) for name in varying if row[name] is not False]
+        row_says = {
+            **row,
+            "compiled": "compiled" if row["compiled"] else "",
+            "matmul_precision": _PRODUCTS[row["matmul_precision"]],
+        }
+        extra = [str(row_says[name]) for name in varying if row_says[name]]
         labels[tuple(row.values())] = " · ".join([names[row["estimator"]], *extra])
     place = _places(table, labels)
     table, means = table.copy(), over_seeds(table)

@@ -17,7 +17,7 @@ PROBLEMS, ESTIMATORS, SAMPLES = 24, 100, 16
 """Most problems on a page, and most estimators and K of a problem."""
 MOST_OFTEN = 12, 8
 """Problems, and K of each, where there are too many settings."""
-SETTING = ["run", "problem", "estimator", "num_samples", "dtype", "device", "compiled"]
+SETTING = ["run", "problem", "estimator", "num_samples", "dtype", "device", "compiled", "matmul_precision"]
 
 
 def portion(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:

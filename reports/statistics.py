@@ -13,10 +13,10 @@ import pandas as pd
 from scipy import stats
 
 Z95 = float(stats.norm.ppf(0.975))
-SERIES = ["run", "problem", "library", "estimator", "block", "dtype", "device", "compiled"]
+SERIES = ["run", "problem", "library", "estimator", "block", "dtype", "device", "compiled", "matmul_precision"]
 """One line of a figure: everything but K and the seed."""
 
-RANK = ["run", "problem", "block", "target", "target_key", "dtype", "device", "compiled"]
+RANK = ["run", "problem", "block", "target", "target_key", "dtype", "device", "compiled", "matmul_precision"]
 """Rows that may be ranked against each other: one machine, one problem, one block, one target."""
 
 COSTS = {
@@ -256,7 +256,7 @@ def beside(means: pd.DataFrame) -> pd.DataFrame:
     biased, ``both biased``, else ``not decided``. ``worst_direction`` is that of Pyro's mean, with its z-score and the size
     of the bias. ``memory_ratio`` is of counted bytes, and so without an interval.
     """
-    place = ["run", "problem", "block", "num_samples", "dtype", "device"]
+    place = ["run", "problem", "block", "num_samples", "dtype", "device", "matmul_precision"]
     theirs = means[(means["library"] != "gradest") & means["counterpart"].notna()]
     ours: dict[tuple[object, ...], list[pd.Series]] = {}
     for _, our in means[means["library"] == "gradest"].iterrows():

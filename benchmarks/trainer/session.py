@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from estimators import BLOCKS, Estimator, Gradient, Guide, LatentModel, Parameters, Refusal
 from estimators.trees import tree_leaves
 
+from ..arithmetic import matmul_precision
 from ..cost import CountingModel
 from ..data import DataError, binarize
 from ..files import write_text
@@ -153,7 +154,8 @@ class Session:
             with torch.no_grad():
                 self._drawing = model.guide(self.parameters["phi"])
         noise = self.pair.draw(self._drawing, self.streams)
-        gradient = self._counted(model, noise)
+        with matmul_precision(self.settings.matmul_precision):
+            gradient = self._counted(model, noise)
         for block, found in (("theta", gradient.theta), ("phi", gradient.phi)):
             if settings.clip:
                 size = torch.linalg.vector_norm(
@@ -327,6 +329,10 @@ class Session:
 
     def _check(self) -> None:
         """Refuse before the first step what cannot work."""
+        if self.settings.matmul_precision != "highest" and self.settings.dtype != "float32":
+            raise Refusal(
+                f"matmul_precision={self.settings.matmul_precision} is for float32 alone, not {self.settings.dtype}"
+            )
         model = self.family.model_of(self.images.held_out[: self.settings.data.batch])
         objective = self.settings.objective
         if objective.another_target:

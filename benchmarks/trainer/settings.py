@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..plan import first_line
+from ..records import MatmulPrecision
 from ..specs import SpecError, nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -108,6 +109,7 @@ class Settings(_Section):
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     compile: bool = False
+    matmul_precision: MatmulPrecision = "highest"
     data: Data = Data()
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()

@@ -82,7 +82,9 @@ def advise(
     own = table[(table["problem"] == spec) & (table["status"] == "ok")]
     if not len(own):
         fail(f"these runs have no finished cell of {spec}", 3)
-    if own.groupby(["device", "dtype", "compiled"]).ngroups > 1 or (meter == "seconds" and own["run"].nunique() > 1):
+    if own.groupby(["device", "dtype", "compiled", "matmul_precision"]).ngroups > 1 or (
+        meter == "seconds" and own["run"].nunique() > 1
+    ):
         fail("these cells were measured in more than one way (device, precision, run): name one run", 3)
     try:
         found = advising.advise(own, meter=meter, budget=amount, target=target, block=block)

@@ -20,7 +20,7 @@ from benchmarks.specs import parse
 COLUMNS = """
 problem estimator num_samples seed block target unbiased replicates mean_norm reference_norm bias_norm bias_z verdict
 detectable_bias variance snr mse skewness kurtosis tail_index variance_exists cosine seconds_per_gradient
-gradients_per_second evaluations_per_gradient flops_per_gradient peak_bytes work_normalised_variance device dtype compiled
+gradients_per_second evaluations_per_gradient flops_per_gradient peak_bytes work_normalised_variance device dtype compiled matmul_precision
 status
 """
 """What ../shared/design/experience.md promises of an export, at least."""

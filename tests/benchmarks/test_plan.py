@@ -98,6 +98,8 @@ def test_a_device_that_is_not_there_is_refused(registry, device, part):
         ({"problems": ["linear-gaussian[dim=0]"]}, "dim must be at least 1, not 0"),
         ({"replicates": 1}, "replicates: Input should be greater than or equal to 2 (given: 1)"),
         ({"dtype": "float16"}, "(given: 'float16')"),
+        ({"matmul_precision": "hgh"}, "(given: 'hgh')"),
+        ({"matmul_precision": "medium", "dtype": "float64"}, "for float32 alone, not float64"),
     ],
 )
 def test_wrong_choices_are_told_in_one_line(registry, changes, part):

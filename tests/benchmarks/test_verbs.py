@@ -151,7 +151,7 @@ def test_false_alarms_of_compare(tmp_path):
         return pd.DataFrame(
             {
                 "problem": "p", "estimator": [f"e{i}" for i in range(size)], "num_samples": 1, "seed": 0, "dtype": "float64",
-                "device": "cpu", "compiled": False, "block": "phi", "status": "ok", "variance": value,
+                "device": "cpu", "compiled": False, "matmul_precision": "highest", "block": "phi", "status": "ok", "variance": value,
                 "variance_low": value / spread, "variance_high": value * spread,
             }
         )  # fmt: skip

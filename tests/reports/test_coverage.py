@@ -89,7 +89,15 @@ def table(found, **columns):
         rows[f"{name}_low"], rows[f"{name}_high"] = zip(*(getattr(each, field) for each in found), strict=True)
     settled = {
         **{"run": "r", "library": "gradest", "estimator": "e", "block": "phi", "dtype": "float64", "device": "cpu"},
-        **{"compiled": False, "num_samples": 1, "seed": 0, "status": "ok", "variance_exists": True, "replicates": 1000},
+        **{
+            "compiled": False,
+            "matmul_precision": "highest",
+            "num_samples": 1,
+            "seed": 0,
+            "status": "ok",
+            "variance_exists": True,
+            "replicates": 1000,
+        },
         **{"snr_slope_theory": math.nan, "target": "elbo", "tail_ratio": math.nan, "unbiased": True},
         **{"reference_standard_error": 0.0, "reference_norm": math.nan, "exact_variance": math.nan},
         **{

@@ -21,7 +21,15 @@ def large() -> pd.DataFrame:
     ]  # fmt: skip
     rows += [("aa", "e01", 1, 0, 1.0)]
     table = pd.DataFrame(rows, columns=["problem", "estimator", "num_samples", "seed", "work_normalised_variance"])
-    fixed = {"run": "r", "dtype": "float64", "device": "cpu", "compiled": False, "block": "phi", "unbiased": True}
+    fixed = {
+        "run": "r",
+        "dtype": "float64",
+        "device": "cpu",
+        "compiled": False,
+        "matmul_precision": "highest",
+        "block": "phi",
+        "unbiased": True,
+    }
     table = table.assign(**fixed, verdict="PASS", status="ok")
     table.loc[table["estimator"].eq("e19") & table["num_samples"].eq(3), "verdict"] = "BIASED"
     return table

@@ -15,7 +15,7 @@ from reports.statistics import beside, holm, over_seeds, pareto, rank_groups, ra
 PLACE = {
     "run": "r", "problem": "p", "library": "gradest", "estimator": "e", "block": "phi", "dtype": "float64",
     "device": "cpu",
-    "compiled": False, "status": "ok", "target": "elbo", "target_key": "", "verdict": "PASS", "variance_exists": True,
+    "compiled": False, "matmul_precision": "highest", "status": "ok", "target": "elbo", "target_key": "", "verdict": "PASS", "variance_exists": True,
     "snr_slope_theory": 0.5, "tail_ratio": 0.8, "counterpart": None, "unbiased": None,
     "reference_standard_error": math.nan, "reference_norm": math.nan, "exact_variance": math.nan,
 }  # fmt: skip
