@@ -108,6 +108,34 @@ def test_dependent_estimates_are_refused():
     assert outcome(moving_average).outcome == "NOT_IID"
 
 
+def test_a_small_bias_is_found_along_a_direction_less_noisy_than_others():
+    """0.02 of a gradient of length 1.16, a third of the effect, while theta asks for so many draws that it stands out."""
+
+    def quiet(generator, bias=0.02):
+        noise = torch.randn(4096, 5, generator=generator, dtype=torch.float64)
+        return (
+            MEAN + noise * torch.tensor([1, 4, 1.2, 1.2, 1.2]).double() + bias * torch.tensor([0, 0, 0, 1, 0]).double()
+        )
+
+    assert outcome(quiet).outcome == "BIASED"
+    assert outcome(lambda generator: quiet(generator, 0.0)).outcome == "PASS"
+
+
+def test_what_is_skewed_and_hardly_noisy_is_clear_of_a_bias_when_the_draws_are_used_up():
+    """One draw in ten thousand differs: for an effect that skewness allows, eight times as many draws would be needed."""
+
+    def rare(generator, bias=0.0, size=0.05):
+        rows, seldom = normal(generator), torch.rand(4096, generator=generator, dtype=torch.float64) < 1e-4
+        rows[:, 1] = MEAN[1] + bias + size * 100 * (seldom.double() - 1e-4)
+        return rows
+
+    finding = outcome(rare, max_draws=400_000)
+    assert finding.outcome == "PASS" and finding.effect == pytest.approx(testing.EFFECT) and finding.draws >= 400_000
+    # 0.05 of theta's gradient is 0.035: neither a bias of it, nor noise beside which it could not be told, is passed.
+    assert outcome(lambda generator: rare(generator, 0.035), max_draws=400_000).outcome == "BIASED"
+    assert outcome(lambda generator: rare(generator, size=6.0), max_draws=400_000).outcome != "PASS"
+
+
 def test_draws_that_come_again_are_refused():
     """Twice in a batch, or batch after batch: what a generator gives that is seeded where it is used."""
 
