@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from estimators.trees import tree_map
+from estimators.trees import tree_leaves, tree_map
+
+from ..specs import SpecError
 
 if TYPE_CHECKING:
     from estimators import Block
@@ -96,7 +98,7 @@ def _disagreements(along: Callable[..., dict[str, Tensor]], start: Any, end: Any
     last = tree_map(lambda leaf: leaf[0], end)
     like = next(iter(along(torch.zeros(()), first, last).values()))
     zero, one = like.new_zeros(()).detach(), like.new_ones(()).detach()
-    before, after = (vmap(along, (None, 0, 0))(t, start, end) for t in (zero, one))
+    before, after = (_over(lambda a, b, t=t: along(t, a, b), start, end) for t in (zero, one))
     whole = _integrals(lambda t, a, b: torch.stack(list(along(t, a, b).values())).sum(), start, end, like)
     total = [sum(each.values()) for each in (before, after)]
     if not bool(_apart(total[1] - total[0], *whole, total[0]).any()):
@@ -121,10 +123,27 @@ def _integrals(value: Callable[..., Tensor], start: Any, end: Any, like: Tensor)
     out = []
     for count in NODES:
         nodes, weights = (like.new_tensor(each).detach() for each in np.polynomial.legendre.leggauss(count))
-        slopes = vmap(vmap(grad(value), (0, None, None)), (None, 0, 0))((nodes + 1) / 2, start, end).detach()
+        places = (nodes + 1) / 2
+        along = _over(lambda a, b, places=places: _over(lambda t: grad(value)(t, a, b), places), start, end)
+        slopes = along.detach()
         out.append((slopes * weights / 2).sum(-1))
     kinks = (slopes.diff().abs() * nodes.diff() / 2).sum(-1)
     return [*out, (slopes * weights / 2).abs().sum(-1), kinks]
+
+
+def _over(function: Callable[..., Any], *trees: Any) -> Any:
+    """``function`` of the first elements, of the second ones, ...; one after the other where a program does not vectorise so.
+
+    Networks such as ``nn.RNN`` can be run for many latents at once, but not for many parameters.
+    """
+    try:
+        return vmap(function)(*trees)
+    except SpecError:
+        count = len(tree_leaves(trees[0])[0])
+        rows = [function(*(tree_map(lambda leaf, i=i: leaf[i], tree) for tree in trees)) for i in range(count)]
+        if isinstance(rows[0], Tensor):
+            return torch.stack(rows)
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _apart(change: Tensor, coarse: Tensor, fine: Tensor, length: Tensor, kinks: Tensor, level: Tensor) -> Tensor:

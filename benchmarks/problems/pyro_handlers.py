@@ -109,6 +109,7 @@ _MEANINGS = {
     "data-dependent control flow": "decides by the value of a draw (if, while): write torch.where, which vectorises",
     ".item()": "makes a Python number of a draw (.item(), float(), int()), which neither vectorises nor differentiates",
     _RANDOM: OUTSIDE,
+    "Batching rule not implemented": "uses what torch cannot vectorise ({place})",
     "in-place operation": "writes into a tensor that it keeps ({place}), as BatchNorm does in training: call .eval()",
     "dynamic shape": "takes as many elements as the values of a draw say ({place}): write torch.where",
 }

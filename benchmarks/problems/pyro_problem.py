@@ -221,14 +221,14 @@ class PyroProblem(Problem):
         theta, phi = self.parameters["theta"], self.parameters["phi"]
         generator = torch.Generator(self.like.device).manual_seed(self.seed)
         self.program.repeatable(theta, phi, self.guide(phi).noise((), generator))
-        noise = self.guide(phi).noise((2,), generator)
+        noise = self.guide(phi).noise((2, 2), generator)
 
-        def value(theta: Block, phi: Block) -> Tensor:
+        def value(theta: Block, phi: Block, noise: Any) -> Tensor:
             guide = self.guide(phi)
             z = guide.transform(noise)
             return self.log_joint(theta, z).sum() - guide.log_prob_transformed(noise).sum()
 
-        torch.func.grad(value, argnums=(0, 1))(theta, phi)
+        torch.func.vmap(torch.func.grad(value, argnums=(0, 1)), (None, None, 0))(theta, phi, noise)
         try:
             torch.func.grad(lambda phi: self.guide(phi).log_prob(self._probe(2)).sum())(phi)
             opaque = ""

@@ -81,7 +81,9 @@ def advise(
     table = frame(folders)
     own = table[(table["problem"] == spec) & (table["status"] == "ok")]
     if not len(own):
-        fail(f"these runs have no finished cell of {spec}", 3)
+        reasons = table["reason"][table["problem"] == spec].drop_duplicates()
+        why = f": {'; '.join(reasons.head(3))}" if len(reasons) else ""
+        fail(f"these runs have no finished cell of {spec}{why}", 3)
     if own.groupby(["device", "dtype", "compiled", "matmul_precision"]).ngroups > 1 or (
         meter == "seconds" and own["run"].nunique() > 1
     ):

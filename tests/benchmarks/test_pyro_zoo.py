@@ -68,9 +68,11 @@ def test_densities_are_pyros_own(make):
 
 
 def test_what_both_register_belongs_to_the_one_that_uses_it():
-    blocks = RUNNING["one module for model and guide"]().parameters
+    problem = RUNNING["one module for model and guide"]()
+    blocks = problem.parameters
     assert {name.removeprefix("whole$$$").partition(".")[0] for name in blocks["theta"]} == {"decoder", "start", "idle"}
     assert {name.removeprefix("whole$$$").partition(".")[0] for name in blocks["phi"]} == {"encoder"}
+    assert problem.cuts == []  # though nothing vectorises nn.RNN over its parameters
 
 
 def test_a_path_that_the_guide_renounces_is_not_taken():

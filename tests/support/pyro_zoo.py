@@ -77,7 +77,7 @@ def minibatch_vae_guide(x):
 class Whole(nn.Module):
     def __init__(self):
         super().__init__()
-        self.decoder, self.encoder, self.idle = nn.Linear(2, 9), nn.GRU(9, 4, batch_first=True), nn.Linear(1, 1)
+        self.decoder, self.encoder, self.idle = nn.Linear(2, 9), nn.RNN(9, 4, batch_first=True), nn.Linear(1, 1)
         self.start = nn.Parameter(torch.zeros(2))
 
     def model(self, x):
