@@ -163,8 +163,10 @@ class Measurement:
         ]
         if folder is not None:
             keep(moments, Path(folder) / "moments" / f"{cell.id}.safetensors")
-        status = "nonfinite" if moments.nonfinite else "ok"
+        beyond = [each for each in blocks if each.verdict == "NONFINITE"]
+        status = "nonfinite" if beyond else "ok"
         reason = f"{moments.nonfinite} of {cell.replicates} replicates are not finite" if moments.nonfinite else ""
+        reason = reason or (beyond[0].verdict_reason if beyond else "")
         reason = "; ".join(filter(None, (reason, *problem.faults(estimator)[:3])))
         if self.compiled is not None and self.compiled.problem is not None:
             reason = "; ".join(filter(None, (reason, f"not compiled: {self.compiled.problem}")))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from estimators import Target
 
+from . import sizes
 from .moments import BlockMoments
 from .records import BlockResult, Verdict
 from .references.truth import Truth
@@ -66,6 +67,9 @@ def summarize(
     if moments is None or moments.coordinates is None or moments.coordinates.count < 2:
         return BlockResult(**common, replicates=0, verdict="NONFINITE", verdict_reason="no finite replicates")
     R = moments.coordinates.count
+    if not _sums_are_finite(moments):
+        why = "powers of the replicates are too large for a number"
+        return BlockResult(**common, replicates=R, verdict="NONFINITE", verdict_reason=why)
     mean = moments.coordinates.mean
     mean_norm = float(mean.norm())
     V = float(moments.coordinates.variance.sum())
@@ -109,11 +113,17 @@ def summarize(
     return BlockResult(**common, replicates=R, verdict=verdict[0], verdict_reason=verdict[1], **numbers)  # type: ignore[arg-type]
 
 
+def _sums_are_finite(moments: BlockMoments) -> bool:
+    kept = [part for m in (moments.coordinates, moments.along) if m is not None for part in (m.mean, m.m2, m.m3, m.m4)]
+    kept += [moments.distance.mean, moments.distance.m2] if moments.distance is not None else []
+    return all(bool(part.isfinite().all()) for part in kept)
+
+
 def tail_index(moments: BlockMoments) -> tuple[float | None, tuple[float, float] | None]:
     """Generalised-Pareto shape k of the distance |gradient - centre|, and its interval; the variance needs k < 1/2.
 
-    The standard error is that of maximum likelihood, (1 + k) / sqrt(M) with M the number of largest values that are fitted
-    (Smith, 1987), for k > -1/2; what is below has a bounded tail and no interval.
+    The interval has all k that lie within 1.96 (Student's t) of *their own* standard errors of the fit, (1 + k) / sqrt(M) with M
+    the number of largest values that are fitted (Smith, 1987), for k > -1/2; what is below has a bounded tail and no interval.
     """
     norms = moments.tail.first.sqrt().numpy()
     if len(norms) < 500:
@@ -125,9 +135,10 @@ def tail_index(moments: BlockMoments) -> tuple[float | None, tuple[float, float]
         return None, None
     if not math.isfinite(khat):
         return None, None
-    fitted = min(len(norms) / 5, 3 * math.sqrt(len(norms)))
-    reach = Z95 * (1 + khat) / math.sqrt(fitted)
-    return khat, (khat - reach, khat + reach) if khat > -0.5 else None
+    fitted = math.floor(3 * math.sqrt(len(norms)))
+    likely = (khat * (fitted + 10) - 5) / fitted  # without the prior, ten observations of 1/2 (Vehtari et al., 2024)
+    reach = float(stats.t.isf(0.025, fitted - 1)) / math.sqrt(fitted)
+    return khat, ((likely - reach) / (1 + reach), (likely + reach) / (1 - reach)) if khat > -0.5 else None
 
 
 def _doubt(
@@ -249,8 +260,9 @@ def _bias(
 ) -> tuple[dict[str, object], tuple[Verdict, str]]:
     """Bias and verdict against a reference.
 
-    The interval of |bias| uses P(|noise|^2 > 3.84 V/R) <= 0.05, which holds whatever the correlation between coordinates
-    (Szekely & Bakirov, 2003). The verdict tests every coordinate and every direction, Bonferroni-corrected.
+    The interval of |bias| is that of :mod:`benchmarks.sizes`; of blocks whose coordinates are too many for their correlations
+    to be kept, P(|noise|^2 > 3.84 V/R) <= 0.05 is used, which holds whatever these are (Szekely & Bakirov, 2003). The verdict
+    tests every coordinate and every direction, Bonferroni-corrected.
     """
     assert moments.coordinates is not None and moments.along is not None
     R, mean = moments.coordinates.count, moments.coordinates.mean
@@ -263,7 +275,7 @@ def _bias(
     worst = int(np.nanargmin(p))
     p_all = min(1.0, float(p[worst]) * len(p))
     seeable = (float(stats.t.isf(LEVEL / (2 * len(p)), freedom[0])) + POWER_Z) * deviation
-    spread = float(stats.t.isf(0.025, np.min(freedom))) * math.sqrt(noise)
+    wider = float(stats.t.isf(0.025, np.min(freedom))) / Z95
     numbers: dict[str, object] = {
         "reference_norm": g_norm,
         "reference_standard_error": math.sqrt(float(error.square().sum())),
@@ -274,7 +286,7 @@ def _bias(
         return numbers | {"bias_norm": distance}, ("HEAVY_TAIL", f"{doubt}; no z-score, no interval")
     numbers |= {
         "bias_norm": math.sqrt(max(distance**2 - noise, 0.0)),
-        "bias_interval": (max(distance - spread, 0.0), distance + spread),
+        "bias_interval": _bias_interval(moments, truth, difference, noise, wider),
         "bias_z": float(stats.norm.isf(max(p_all, 1e-300) / 2)) if p_all < 1 else 0.0,
         "worst_direction": names[worst],
         "detectable_bias": seeable,
@@ -293,6 +305,25 @@ def _bias(
     if seeable > SEEABLE * scale:
         return numbers, ("INCONCLUSIVE", f"this run could only have seen a bias above {seen}")
     return numbers, ("PASS", f"a bias above {seen} would have been seen")
+
+
+def _bias_interval(
+    moments: BlockMoments, truth: Truth, difference: Tensor, noise: float, wider: float
+) -> tuple[float, float]:
+    """95 % interval of |bias|; ``noise`` is the variance of ``difference``, summed over coordinates."""
+    assert moments.coordinates is not None
+    R, distance, groups = moments.coordinates.count, float(difference.norm()), moments.groups
+    if groups is None or groups.freedom < 3 or distance == 0:
+        reach = wider * Z95 * math.sqrt(noise)
+        return max(distance - reach, 0.0), distance + reach
+    variances = moments.coordinates.variance
+    V, unit = float(variances.sum()), difference / distance
+    square_trace = min(max(groups.square_trace(), float(variances.square().sum())), V * V)
+    # How the errors of the reference hang together is not known: as if they all did, and with ours.
+    joined = (math.sqrt(square_trace) / R + max(noise - V / R, 0.0)) ** 2
+    theirs = float(truth.variance_along(unit[None].to(truth.gradient))[0])
+    along = groups.variance_along(unit) * (float(stats.t.isf(0.025, groups.freedom)) / Z95) ** 2
+    return sizes.interval(distance**2, noise, joined, min(along / R + theirs, noise), wider)
 
 
 def _z_scores(

@@ -17,6 +17,7 @@ RESERVOIR = 8192
 LARGEST = 1000
 TAIL_ROWS = 1_000_000
 """Tails are judged on this many replicates at most: the largest thousandth of them is what is kept."""
+GROUPS = 64
 FOURTH_ORDER_COLUMNS = 10_000
 RANDOM_DIRECTIONS = 8
 STRIP = 2**13
@@ -117,6 +118,52 @@ class Tail:
         return float(self.largest[:top].sum()) / self.total if self.total > 0 else 0.0
 
 
+class Groups:
+    """What columns have in common: sums of every 64th of the first rows, a sample of the mean's law in 64 vectors.
+
+    A covariance of thousands of columns is too large to keep, and two numbers of it are all that an interval needs.
+    """
+
+    def __init__(self, columns: Tensor) -> None:
+        self.sums = columns.new_zeros(GROUPS, len(columns), dtype=torch.float64)
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows ``(R, C)``."""
+        rows = rows[: RESERVOIR - self.count]
+        place = (self.count + torch.arange(len(rows), device=rows.device)) % GROUPS
+        self.sums.index_add_(0, place, rows.double())
+        self.count += len(rows)
+
+    def _centred(self) -> Tensor:
+        """Deviations of the groups' means, each with the covariance of one row; the sum of their squares has n - 1 degrees."""
+        used = min(self.count, GROUPS)
+        sums = self.sums[:used]
+        sizes = (self.count // GROUPS + (torch.arange(used, device=sums.device) < self.count % GROUPS)).double()[
+            :, None
+        ]
+        return (sums / sizes - sums.sum(0) / self.count) * sizes.sqrt()
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the two below."""
+        return min(self.count, GROUPS) - 1
+
+    def variance_along(self, vector: Tensor) -> float:
+        """Variance of one row along a unit vector."""
+        return float((self._centred() @ vector).square().sum()) / self.freedom
+
+    def square_trace(self) -> float:
+        """tr(S^2) of the covariance S of one row, without bias where the groups' means are normal.
+
+        References:
+            Srivastava (2005), section 2.
+        """
+        n, centred = self.freedom, self._centred()
+        gram = centred @ centred.T / n
+        return float(gram.square().sum() - gram.trace().square() / n) * n**2 / ((n - 1) * (n + 2))
+
+
 @dataclass(frozen=True)
 class Directions:
     """Unit vectors within one block: first the direction of its centre, then fixed random ones; ``(m, dimensions)``."""
@@ -157,6 +204,7 @@ class BlockMoments:
         self.coordinates: Moments | None = None
         self.along: Moments | None = None
         self.distance: Moments | None = None
+        self.groups = Groups(centre) if self.order == 4 else None
         self.tail = Tail()
         self._vectors = self.directions.vectors
 
@@ -164,7 +212,8 @@ class BlockMoments:
         """Take in finite rows ``(R, dimensions)``."""
         if self._vectors.dtype != rows.dtype:
             self._vectors = self.directions.vectors.to(rows)
-        if self.order == 4:
+        if self.groups is not None:
+            self.groups.add(rows)
             self.coordinates = _merged(self.coordinates, Moments.of(rows, self.order))
             squared = (rows.double() - self.centre).square().sum(1)
         else:

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .files import read_bytes, write_text
 from .index import Entry, entries, note
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SHARED = "shared draws"
 """The entry of a cell's versions that says by which arithmetic its estimates share draws with others' (``--share``)."""

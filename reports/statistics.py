@@ -117,8 +117,8 @@ def slopes(means: pd.DataFrame, smallest_p: float = 0.01) -> pd.DataFrame:
 
     Weighted least squares with the errors that the SNR's own intervals state, over the K whose SNR is above three times
     its own floor. Theory's slopes hold for large K: while a straight line is contradicted (chi-square,
-    ``p < smallest_p``) and more than three K are left, the smallest K is dropped; what misfit remains widens the
-    interval (Birge ratio, Student's t). ``k_low`` to ``k_high`` is the range that was used. ``slope_exact`` is that of
+    ``p < smallest_p``) and more than three K are left, the smallest K is dropped; a misfit that remains beyond what noise
+    explains (10 %) widens the interval (Birge ratio, Student's t). ``k_low`` to ``k_high`` is the range that was used. ``slope_exact`` is that of
     the exact SNR over the same K with the same weights, where the exact gradient and variance are known.
     """
     kept = [
@@ -171,7 +171,11 @@ def _exact_snr(rows: pd.DataFrame) -> pd.Series:
 
 
 def weighted_line(x: pd.Series, y: pd.Series, error: pd.Series) -> dict[str, float]:
-    """Line through points with known standard errors: slope with 95 % interval, intercept, chi-square p-value."""
+    """Line through points with known standard errors: slope with 95 % interval, intercept, chi-square p-value.
+
+    The interval is that of the known errors, unless these do not explain the misfit (p < 10 %); were it widened for any misfit,
+    it would cover too often.
+    """
     x, y, weight = (np.asarray(part, dtype=float) for part in (x, y, 1 / np.asarray(error, dtype=float) ** 2))
     centre = np.average(x, weights=weight)
     spread = float(np.sum(weight * (x - centre) ** 2))
@@ -179,10 +183,10 @@ def weighted_line(x: pd.Series, y: pd.Series, error: pd.Series) -> dict[str, flo
     intercept = float(np.average(y, weights=weight) - slope * centre)
     freedom = len(x) - 2
     misfit = float(np.sum(weight * (y - intercept - slope * x) ** 2))
-    half = Z95 / math.sqrt(spread)
-    if freedom > 0 and misfit > freedom:
-        half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(misfit / freedom / spread)
     p = float(stats.chi2.sf(misfit, freedom)) if freedom > 0 else 1.0
+    half = Z95 / math.sqrt(spread)
+    if p < 0.1:
+        half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(misfit / freedom / spread)
     return {"slope": slope, "slope_low": slope - half, "slope_high": slope + half, "intercept": intercept, "p": p}
 
 

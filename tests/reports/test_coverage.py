@@ -1,8 +1,7 @@
 """How often each interval of a report covers what it is of, measured on replicates whose law is known. Nominal: 95 %.
 
 Every kind of interval is here, but those of seconds (nobody knows a machine's true second). The long tier measures each in
-10,000 runs and prints it; docs/statistics.md states what came out, and says of the two kinds that are wider than they need
-be how wide they are.
+10,000 runs and prints it; docs/statistics.md states what came out.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from measuring import measured
 from scipy import stats
 
+from benchmarks.trainer import gradients
 from reports import advice, compare
 from reports.statistics import SERIES, over_seeds, slopes
 from reports.tables import COLUMNS
@@ -26,6 +27,7 @@ LAWS = {
     "1 coordinate": np.eye(1),
     "5 correlated": np.diag(np.linspace(0.2, 2, 5)) @ (np.eye(5) + 0.9 * np.ones((5, 5))),
     "20 coordinates": np.eye(20),
+    "20 that go together": np.eye(20, 20) * 0.05 + np.outer(np.ones(20), np.eye(20)[0]),
 }
 
 
@@ -35,7 +37,9 @@ def results(law, snr, bias, replicates, runs, seed):
     root = LAWS[law]
     dimensions, V = len(root), float(np.trace(root @ root.T))
     mean = snr * math.sqrt(V / dimensions) * np.ones(dimensions)
-    reference = mean - bias * math.sqrt(V) * np.eye(dimensions)[0]
+    # Along the first coordinate; where the noise has one direction, along that.
+    along = np.ones(dimensions) / math.sqrt(dimensions) if law == "20 that go together" else np.eye(dimensions)[0]
+    reference = mean - bias * math.sqrt(V) * along
     rng = np.random.default_rng(seed)
     return V, [measured(mean + rng.standard_normal((replicates, dimensions)) @ root.T, reference) for _ in range(runs)]
 
@@ -61,19 +65,21 @@ def test_variance(law, capsys):
 @pytest.mark.parametrize("snr", [0.3, 1.0])
 def test_signal_to_noise(law, snr, capsys):
     """Away from its floor, where half of the interval is cut off at zero."""
-    wide = 0.98 if law == "5 correlated" else 0.96  # what is not known of the correlations is allowed for
+    wide = (
+        0.98 if "correlated" in law or "together" in law else 0.96
+    )  # what is not known of the correlations is allowed for
     _, found = results(law, snr, 0.0, 1000, 10_000, 1 if snr == 0.3 else 2)
     name = f"signal-to-noise ratio {snr}, {law}"
     require(covered([each.snr_interval for each in found], snr), len(found), name, capsys, high=wide)
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("bias", [0.0, 0.2])
+@pytest.mark.parametrize("bias", [0.0, 0.03, 0.2])
 def test_bias(law, bias, capsys):
-    """Exact for one coordinate; for more, the interval holds whatever their correlation, and so covers more."""
+    """None, one as large as its noise, and one of many times that."""
     V, found = results(law, 0.3, bias, 1000, 10_000, 1)
-    name, wide = f"bias {bias}, {law}", 0.96 if law == "1 coordinate" else 1.0
-    require(covered([each.bias_interval for each in found], bias * math.sqrt(V)), len(found), name, capsys, high=wide)
+    hits = covered([each.bias_interval for each in found], bias * math.sqrt(V))
+    require(hits, len(found), f"bias {bias}, {law}", capsys)
 
 
 def table(found, **columns):
@@ -112,9 +118,10 @@ def table(found, **columns):
     return rows.reindex(columns=[*rows, *(name for name in COLUMNS if name not in rows)])
 
 
-def test_slope(capsys):
-    """SNR = 0.5 K^0.5 at five K, 1,000 replicates each."""
-    runs, Ks = 2000, (1, 4, 16, 64, 256)
+@pytest.mark.parametrize("Ks", [(1, 4, 16, 64, 256), (4, 16, 64)])
+def test_slope(Ks, capsys):
+    """SNR = 0.5 K^0.5 at five K, and at three, 1,000 replicates each."""
+    runs = 4000
     tables = []
     for K in Ks:
         _, found = results("1 coordinate", 0.5 * math.sqrt(K) / 4, 0.0, 1000, runs, K)
@@ -122,8 +129,7 @@ def test_slope(capsys):
     fits = slopes(pd.concat(tables, ignore_index=True))
     assert len(fits) == runs and set(SERIES) <= {*fits}
     hits = ((fits["slope_low"] <= 0.5) & (fits["slope_high"] >= 0.5)).sum()
-    # Where a line misfits by chance, its interval is widened; and the smallest K is left out in one case of a hundred.
-    require(int(hits), runs, "slope", capsys, high=0.975)
+    require(int(hits), runs, f"slope over {len(Ks)} K", capsys)
 
 
 @pytest.mark.parametrize("seeds", [1, 4])
@@ -171,11 +177,48 @@ def test_advice(bias, capsys):
     require(ratios, len(ours), f"advice, ratio with bias {bias}", capsys)
 
 
-def test_tail_index(capsys):
-    """Of an exact Pareto tail."""
+@pytest.mark.parametrize("index", [0.0, 0.25, 0.5])
+def test_tail_index(index, capsys):
+    """Of exact tails: exponential, Pareto's with four moments, and with two."""
     rng, hits, runs = np.random.default_rng(6), 0, 4000
     for _ in range(runs):
-        x = (1 - rng.random((4000, 1))) ** (-1 / 4)
+        u = 1 - rng.random((4000, 1))
+        x = u**-index if index else -np.log(u)
         low, high = measured(x, None, target=None).tail_index_interval
-        hits += low <= 0.25 <= high
-    require(hits, runs, "tail index", capsys)
+        hits += low <= index <= high
+    require(hits, runs, f"tail index {index}", capsys)
+
+
+def test_work_normalised_variance(capsys):
+    """Variance times seconds, which are 1 here and stated to 2 %."""
+    rng, runs = np.random.default_rng(7), 10_000
+    V, found = results("5 correlated", 0.3, 0.0, 1000, runs, 1)
+    seconds = np.exp(0.02 * rng.standard_normal(runs))
+    reach = np.exp(0.02 * stats.norm.isf(0.025))
+    rows = table(found, seconds_per_gradient=seconds, seconds_low=seconds / reach, seconds_high=seconds * reach)
+    means = over_seeds(rows)
+    hits = ((means["work_low"] <= V) & (means["work_high"] >= V)).sum()
+    require(int(hits), runs, "variance x seconds", capsys)
+
+
+def test_noise_of_training_steps(capsys):
+    """Monte Carlo and minibatch noise of a step's gradient, signal, ratio and cosine, of 24 minibatches, each seen twice."""
+    rng, runs, G, repeats, D = np.random.default_rng(8), 4000, 24, 2, 10
+    signal, carlo, minibatch = np.full(D, 0.3), np.linspace(0.5, 1.5, D), np.linspace(1.2, 0.4, D)
+    truth = {"monte_carlo": carlo.sum(), "minibatch": minibatch.sum(), "variance": (carlo + minibatch).sum()}
+    truth["signal"] = np.linalg.norm(signal)
+    truth["snr"] = truth["signal"] / math.sqrt(truth["variance"])
+    draws = rng.standard_normal((1_000_000, D)) * np.sqrt(carlo + minibatch) + signal
+    truth["cosine"] = ((draws @ signal) / np.linalg.norm(draws, axis=1) / truth["signal"]).mean()
+    hits = dict.fromkeys(truth, 0)
+    for _ in range(runs):
+        centres = signal + rng.standard_normal((G, 1, D)) * np.sqrt(minibatch)
+        steps = torch.as_tensor(centres + rng.standard_normal((G, repeats, D)) * np.sqrt(carlo))
+        cosines = (steps @ torch.as_tensor(signal)) / steps.norm(dim=2) / truth["signal"]
+        found = gradients.split(steps.mean(1), steps.var(1).sum(1), repeats) | gradients._mean(
+            "cosine", cosines.mean(1)
+        )
+        for name, value in truth.items():
+            hits[name] += found[f"{name}_low"] <= value <= found[f"{name}_high"]
+    for name, count in hits.items():
+        require(count, runs, f"training step, {name}", capsys)
