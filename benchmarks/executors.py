@@ -22,7 +22,7 @@ import psutil
 
 from . import quiet, records, worker
 from .companies import Waiting, companies
-from .local import DiskProblem, Local, WorkerDied
+from .local import DiskProblem, Local, WorkerDied, WorkFailed
 from .privacy import private
 from .records import Cell, Record
 from .specs import SpecError
@@ -82,6 +82,7 @@ class Minder:
         self.job, self.locks = job, locks
         self.local = Local(workers, locks, timeout=job.timeout, memory=job.memory, devices=devices)
         self.begun: Counter[str] = Counter()
+        self.before: dict[str, int | None] = {}
 
     def prepare(self, cell: Cell) -> Future[Any]:
         """Begin what is to be done once for the problem of a cell."""
@@ -94,6 +95,7 @@ class Minder:
 
     def submit(self, cell: Cell) -> Future[Any]:
         """Begin a cell."""
+        self.before[cell.id] = self._inode(cell)
         return self.local.submit(worker.work, self.job.folder, cell.model_dump(), self.job.plugins, kin=kin(cell))
 
     def submit_together(self, cells: Sequence[Cell]) -> Future[Any]:
@@ -107,13 +109,40 @@ class Minder:
             StoreError: if the record cannot be written.
         """
         problem = ended.exception()
+        before = self.before.pop(cell.id, None)
         if problem is None:
-            return Record.model_validate(ended.result())
+            return self._kept(cell, ended.result())
+        if isinstance(problem, WorkerDied) and self._inode(cell) != before:
+            # It died after it had written the record: that is whole, or is none.
+            with suppress(records.RecordError):
+                return records.read(self._path(cell), Record)
         # A cell that hangs keeps those beside it from taking their times: they are not to pay for it.
         self.begun[cell.id] += 1
         if isinstance(problem, TimeoutError) and quiet.has_waited(self.locks, cell.id) and self.begun[cell.id] < TRIES:
             return None
         return failed(self.job, cell, problem)
+
+    def _path(self, cell: Cell) -> Path:
+        return Path(self.job.folder) / "cells" / f"{cell.id}.json"
+
+    def _inode(self, cell: Cell) -> int | None:
+        """What tells a file from the one that was there before, ``None`` where there is none."""
+        with suppress(OSError):
+            return self._path(cell).stat().st_ino
+        return None
+
+    def _kept(self, cell: Cell, told: Any) -> Record:
+        """The record that a worker tells of, on disk: an estimator may have led its process away from this file system."""
+        try:
+            record = Record.model_validate(told)
+        except ValueError:
+            return failed(self.job, cell, WorkFailed("what its process sent is no record"))
+        if record.cell != cell:
+            return failed(self.job, cell, WorkFailed("what its process sent is the record of another cell"))
+        if not self._path(cell).exists():
+            with writing():
+                records.write_cell(Path(self.job.folder), record)
+        return record
 
 
 def failed(job: Job, cell: Cell, problem: BaseException) -> Record:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing import forkserver
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
@@ -35,6 +37,9 @@ class startable:
         os.environ["PYTHONSAFEPATH"] = "1"
         config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
         self.daemon = config.pop("daemon", None)
+        if pid := getattr(forkserver._forkserver, "_forkserver_pid", None):
+            with suppress(OSError):  # an estimator may have stopped it, and then one would wait for ever
+                os.kill(pid, signal.SIGCONT)
         # The second is imported when a cell ends, and torch imports the third when vmap is first used: each takes a second.
         forkserver.set_forkserver_preload(["benchmarks.worker", "benchmarks.metrics", "torch._dynamo"])
 

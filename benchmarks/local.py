@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 import threading
 import time
@@ -22,11 +23,17 @@ from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import psutil
+
 from . import worker
 from .forking import METHOD, startable
 
 START_SECONDS = 300.0
 """A worker that has not reported for duty by then is given up."""
+LONGEST = 2**26
+"""Bytes that an answer of a worker may have."""
+MARK = "GRADEST_WORKER"
+"""The environment variable that tells whose processes are whose."""
 TRIES = 3
 """How often a task is begun anew after its worker died before it could begin, or with the process that forks workers."""
 PAUSE = 0.5
@@ -38,10 +45,12 @@ have been another worker's estimator that killed that, and all workers with it."
 
 
 class WorkerDied(RuntimeError):
-    """The worker process died while it was at this task. ``exitcode`` is negative for a signal."""
+    """The worker process died while it was at this task, or had to be ended. ``exitcode`` is negative for a signal."""
 
     def __init__(self, exitcode: int | None, begun: bool = True) -> None:
-        super().__init__(f"its process died (exit code {exitcode})" if begun else f"no worker stays alive ({exitcode})")
+        died = "its process had to be ended: what it sent is no answer" if exitcode is None else "its process died"
+        code = "" if exitcode is None else f" (exit code {exitcode})"
+        super().__init__(f"{died}{code}" if begun else f"no worker stays alive ({exitcode})")
         self.exitcode = exitcode
 
 
@@ -73,6 +82,33 @@ class _Slot:
     since: float = 0.0
     task: _Task | None = None
     kin: str = ""
+    mark: str = ""
+    heard: bytes = b""
+
+    def answer(self) -> dict[str, Any] | None:
+        """What the worker says, or ``None`` while some of it is still to come: whatever it sends, nobody waits for more.
+
+        Raises:
+            EOFError: if it says no more.
+            ValueError: if that is no answer.
+        """
+        assert self.pipe is not None
+        piece = os.read(self.pipe.fileno(), 2**16)
+        if not piece:
+            raise EOFError
+        self.heard += piece
+        if len(self.heard) > LONGEST:
+            raise ValueError("too long")
+        if not self.heard.endswith(b"\n"):
+            return None
+        line, self.heard = self.heard, b""
+        try:
+            found = json.loads(line)
+        except RecursionError as problem:
+            raise ValueError("too deep") from problem
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        return found
 
 
 class Local(Executor):
@@ -156,7 +192,8 @@ class Local(Executor):
             for slot in self._slots:
                 self._end(slot, CancelledError())
             for task in self._queue:
-                task.future.cancel()
+                if not task.future.cancel():  # it was begun once
+                    task.future.set_exception(CancelledError())
             self._wake.close()
             self._waker.close()
 
@@ -178,8 +215,12 @@ class Local(Executor):
 
     def _assign(self) -> None:
         while self._queue and (idle := [slot for slot in self._slots if slot.task is None]):
+            busy = [slot.task for slot in self._slots if slot.task is not None]
+            # What took the process that forks workers with it may do so again, and nobody knows which of them it was.
+            if any(task.deaths for task in [*busy, self._queue[0]]) and busy:
+                return
             task = self._queue.popleft()
-            if not task.future.set_running_or_notify_cancel():
+            if not task.future.running() and not task.future.set_running_or_notify_cancel():
                 continue
             slot = min(idle, key=lambda each: (each.kin != task.kin, each.kin != "", each.process is None))
             if slot.process is not None and slot.kin not in ("", task.kin):
@@ -203,7 +244,8 @@ class Local(Executor):
 
     def _start(self, slot: _Slot) -> None:
         mine, theirs = self._context.Pipe()
-        environment = dict(os.environ)
+        slot.mark, slot.heard = secrets.token_hex(8), b""
+        environment = {**os.environ, MARK: slot.mark}
         if self.devices:
             device = self.devices[slot.number % len(self.devices)]
             environment["CUDA_VISIBLE_DEVICES"] = device
@@ -226,7 +268,8 @@ class Local(Executor):
         assert slot.pipe is not None
         try:
             if slot.pipe.poll():
-                answer = json.loads(slot.pipe.recv_bytes())
+                if (answer := slot.answer()) is None:
+                    return
             elif slot.process.is_alive():
                 return
             else:
@@ -263,11 +306,10 @@ class Local(Executor):
             task.future.set_exception(WorkerDied(exitcode, begun))
         else:
             time.sleep(PAUSE * task.deaths)
-            slot.task = task
-            self._begin(slot)
+            self._queue.appendleft(task)
 
     def _end(self, slot: _Slot, why: BaseException | None = None) -> None:
-        """Kill a worker with all of its process group, and let its task fail."""
+        """Kill a worker with all of its process group, and let its task fail; with what that has started elsewhere, too."""
         process, slot.process = slot.process, None
         task, slot.task = slot.task, None
         if process is not None:
@@ -277,5 +319,15 @@ class Local(Executor):
             process.join(5)
             slot.pipe.close()  # type: ignore[union-attr]
             slot.pipe, slot.ready, slot.kin = None, False, ""
+            if task is not None and why is not None:
+                _end_marked(slot.mark)
         if task is not None:
             task.future.set_exception(why or WorkerDied(None))
+
+
+def _end_marked(mark: str) -> None:
+    """Kill the programs that a worker has started and that have left its process group, which nobody else knows of now."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == mark:
+                process.kill()

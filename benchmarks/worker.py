@@ -7,6 +7,7 @@ an estimator changed that was not its to change, and whether it is fit for anoth
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,9 @@ REASON, TRACEBACK = 2_000, 20_000
 """Characters of a reason and of a traceback that a record keeps."""
 NO_MEMORY = re.compile(r"MemoryError|bad_alloc|allocate memory|not enough memory", re.IGNORECASE)
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
-OF_DISK = re.compile(r"\w*Error: \[Errno \d+\]")
+OF_DISK = re.compile(r"\w*Error: \[Errno (\d+)\] (.*)")
+OF_PROCESS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+"""What the operating system says of a process that holds too much; disks have no part in that."""
 _PID = 0
 _PIPE: Connection | None = None
 _MEMORY: int | None = None
@@ -50,14 +54,14 @@ _SPENT = False
 def serve(pipe: Connection, settings: dict[str, Any]) -> None:
     """The life of a worker: take a task, do it, tell what came of it, until the pipe closes.
 
-    Answers are JSON, so nothing that an estimator does to this process is unpickled by the parent: ``value``; or ``disk``,
-    what the operating system had against writing; or ``error``, what else went wrong; and with each of them ``spent``,
-    whether this process had better do nothing more.
+    Answers are lines of JSON, so nothing that an estimator does to this process is unpickled by the parent, and nothing that
+    it sends keeps the parent waiting: ``value``; or ``disk``, what the operating system had against writing; or ``error``,
+    what else went wrong; and with each of them ``spent``, whether this process had better do nothing more.
     """
     global _PIPE
     _PIPE = pipe
     start(**settings)
-    pipe.send_bytes(b"{}")
+    _say(pipe, {})
     while True:
         try:
             function, arguments = pipe.recv()
@@ -65,18 +69,23 @@ def serve(pipe: Connection, settings: dict[str, Any]) -> None:
             return
         try:
             answer: dict[str, Any] = {"value": function(*arguments)}
-        except OSError as problem:
-            answer = {"disk": str(problem)}
         except BaseException as problem:
-            answer = {"error": told(problem)}
+            of_disk = isinstance(problem, OSError) and problem.errno not in OF_PROCESS
+            answer = {"disk": str(problem)} if of_disk else {"error": told(problem)}
         finally:
             if os.getpid() != _PID:
                 os._exit(0)
-        answer["spent"] = _SPENT
+        answer["spent"] = _SPENT or "value" not in answer
         try:
-            pipe.send_bytes(json.dumps(answer).encode())
+            _say(pipe, answer)
         except OSError:
             return  # whoever asked is gone
+
+
+def _say(pipe: Connection, answer: dict[str, Any]) -> None:
+    line = json.dumps(answer).encode() + b"\n"
+    while line:
+        line = line[os.write(pipe.fileno(), line) :]
 
 
 def start(locks: str, memory: int | None, environment: Mapping[str, str], parent: int | None) -> None:
@@ -96,6 +105,7 @@ def start(locks: str, memory: int | None, environment: Mapping[str, str], parent
     os.dup2(2, 1)
     _PID, _MEMORY = os.getpid(), memory
     die_with_parent(parent)
+    close_what_is_for_children()
     os.register_at_fork(after_in_child=_in_child)
     torch.set_num_threads(1)
     quiet.between(locks)
@@ -127,6 +137,19 @@ def die_with_parent(parent: int | None) -> None:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+def close_what_is_for_children() -> None:
+    """The pipes that multiprocessing hands on for the sake of a worker's own workers, of which there are none.
+
+    Whoever wrote into them by accident would end the process that all workers are forked from.
+    """
+    for keeper, name in ((forkserver._forkserver, "_forkserver_alive_fd"), (resource_tracker._resource_tracker, "_fd")):
+        number = getattr(keeper, name, None)
+        if isinstance(number, int):
+            with suppress(OSError):
+                os.close(number)
+            setattr(keeper, name, None)
 
 
 def _in_child() -> None:
@@ -200,8 +223,8 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
     wrong += ["it changed the parameters or the data that it was given"] * (inputs() != digest)
     wrong += ["it left a process running"] * end_children()
     _SPENT = bool(wrong) or found["status"] == "error" or threading.active_count() > 1
-    if found["status"] == "error" and "in keep:" in found["traceback"] and OF_DISK.match(found["reason"]):
-        raise _unwritten(OSError(found["reason"]), wrong)
+    if found["status"] == "error" and "in keep:" in found["traceback"] and (said := OF_DISK.match(found["reason"])):
+        raise _unwritten(OSError(int(said[1]), said[2]), wrong)
     if wrong and found["status"] in ("ok", "nonfinite"):
         found |= {"status": "error", "reason": "; ".join(wrong), "blocks": [], "cost": {}}
     elif found["status"] == "error" and _MEMORY is not None and NO_MEMORY.search(found["reason"]):
@@ -277,7 +300,8 @@ def global_state() -> dict[str, Any]:
         "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
         "torch's anomaly mode": torch.is_anomaly_enabled(),
         "torch's matrix precision": torch.get_float32_matmul_precision(),
-        "how denormal numbers are treated": float(torch.full((64,), 1e-310, dtype=torch.float64).mul(1.0)[0]),
+        # As text: where such numbers are taken for zero, they are equal to it.
+        "how denormal numbers are treated": repr(float(torch.full((64,), 1e-310, dtype=torch.float64).mul(1.0)[0])),
         "numpy's error handling": np.geterr(),
         "the working folder": _here(),
         # torch names its own cache folders there when it first compiles something

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from .contract import BLOCKS, Estimator, Gradient, LatentModel, Parameters
-from .trees import tree_map
+from .trees import tree_leaves, tree_map
 
 Rows: TypeAlias = Callable[[Any], Tensor]
 """From the noise of several replicates, ``(rows, K, ...)``, to their estimates, ``(rows, 1 + P)``."""
@@ -55,6 +55,9 @@ def stacked(
 
     Estimates that draw different numbers of samples are computed in groups of equal length, so none pays for another.
     ``rows_of`` stands in for :func:`vectorised` of the same estimator: the same estimates, made in another way.
+
+    Raises:
+        RuntimeError: if the estimator writes into the noise that it is given: its estimates are of other noise then.
     """
     rows_of = rows_of or vectorised(estimator, model, parameters)
     with torch.no_grad():
@@ -62,7 +65,10 @@ def stacked(
         draws = estimator.draws(guide, replicates, generator)
     out: Tensor | None = None
     for draw in draws:
+        before = _versions(draw.noise)
         rows = rows_of(draw.noise)
+        if _versions(draw.noise) != before:
+            raise RuntimeError("the estimator wrote into the noise that it was given")
         if len(draws) == 1:
             return rows
         if out is None:
@@ -70,6 +76,11 @@ def stacked(
         out[draw.rows.to(rows.device)] = rows
     assert out is not None
     return out
+
+
+def _versions(noise: Any) -> list[int]:
+    """How often each tensor has been written to."""
+    return [leaf._version for leaf in tree_leaves(noise)]
 
 
 def warmed_up(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,13 @@ class Infinite(Right):
         return Weights(torch.full_like(log_w, torch.inf), None, 1.0)
 
 
+class Enormous(Right):
+    """Each estimate is a number, and its square is none."""
+
+    def weights(self, log_w):
+        return Weights(torch.full_like(log_w, 1e200), None, 1.0)
+
+
 class OfAnotherType(Right):
     def weights(self, log_w):
         return Weights(torch.ones_like(log_w).to(torch.complex64), None, 1.0)
@@ -145,6 +153,11 @@ class SeedsOthers(Right):
         random.seed(2)
 
 
+class FlushesDenormals(Right):
+    def mischief(self, log_w):
+        assert torch.set_flush_denormal(True)
+
+
 class TakesThreads(Right):
     def mischief(self, log_w):
         torch.set_num_threads(2)
@@ -171,6 +184,12 @@ class ChangesParameters(Right):
 class ChangesData(Right):
     def gradient(self, model, parameters, noise):
         model.data.mul_(2)
+        return super().gradient(model, parameters, noise)
+
+
+class ChangesNoise(Right):
+    def gradient(self, model, parameters, noise):
+        noise.zero_()
         return super().gradient(model, parameters, noise)
 
 
@@ -220,6 +239,44 @@ class DefiesSigterm(Right):
     def mischief(self, log_w):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class StartsADaemonAndDies(Right):
+    """Of which nobody hears any more."""
+
+    def mischief(self, log_w):
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        os._exit(7)
+
+
+class OpensTooMany(Right):
+    """Nothing can be opened any more, which is not the disk's fault."""
+
+    held = []
+
+    def mischief(self, log_w):
+        with suppress(OSError):
+            while True:
+                self.held.append(os.open("/dev/null", os.O_RDONLY))
+
+
+class WritesToAllFiles(Right):
+    """Among them that by which its worker answers: less than an answer, and nothing after it for a while."""
+
+    def mischief(self, log_w):
+        for number in range(3, 64):
+            with suppress(OSError):
+                os.set_blocking(number, False)
+                os.write(number, b"\xff" * 100)
+                os.set_blocking(number, True)
+        time.sleep(0.3)
+
+
+class StopsTheNursery(Right):
+    """The process that all workers are forked from does nothing any more, and says nothing."""
+
+    def mischief(self, log_w):
+        os.kill(os.getppid(), signal.SIGSTOP)
 
 
 class Crashes(Right):
@@ -279,6 +336,17 @@ class KillsTheNursery(Right):
 
     def mischief(self, log_w):
         os.kill(os.getppid(), signal.SIGKILL)
+
+
+class TakesAWhile(Right):
+    """Nothing is wrong with it; it is there when others do harm."""
+
+    taken = False
+
+    def mischief(self, log_w):
+        if not TakesAWhile.taken:
+            TakesAWhile.taken = True
+            time.sleep(1)
 
 
 class Spoils(Right):

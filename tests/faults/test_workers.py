@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import CancelledError
 
 import psutil
 import pytest
@@ -42,15 +43,19 @@ def spend():
 def no_json():
     return {1, 2}
 
-def noise():
-    worker._PIPE.send_bytes(bytes(range(200, 256)))
-    time.sleep(60)
+def say(text, seconds):
+    os.write(worker._PIPE.fileno(), text.encode("latin-1"))
+    time.sleep(seconds)
 
 def fork_and_hang(file):
     child = os.fork()
     if child:
         Path(file).write_text(str(child))
     time.sleep(600)
+
+def kill_the_nursery():
+    os.kill(os.getppid(), 9)
+    time.sleep(60)
 
 def visible():
     return os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -142,6 +147,29 @@ def test_a_worker_that_cannot_start_is_given_up_after_some_tries(workers, monkey
     monkeypatch.undo()
 
 
+@pytest.mark.long  # in short, by TakesAWhile of hostile.py
+def test_whoever_dies_with_the_process_that_forks_workers_is_begun_alone(workers, tmp_path):
+    """One of two kills it again and again: it is given up, and the other, which died with it, comes to its end."""
+    pool = workers(2)
+    innocent = pool.submit(workers.tasks.sleep, 1.0)
+    guilty = pool.submit(workers.tasks.kill_the_nursery)
+    with pytest.raises(WorkerDied):
+        guilty.result()
+    assert innocent.result() > 0
+    assert pool.submit(workers.tasks.add, 1, 2).result() == 3
+
+
+def test_dismissed_while_it_waits_to_be_begun_anew(workers):
+    pool = workers()
+    running, again = pool.submit(workers.tasks.sleep, 60), local._Task(workers.tasks.pid, (), "", deaths=1)
+    assert again.future.set_running_or_notify_cancel()  # as it was when it began
+    pool._queue.append(again)
+    pool.shutdown(cancel_futures=True)
+    for future in (running, again.future):
+        with pytest.raises(CancelledError):
+            future.result(timeout=10)
+
+
 def test_a_worker_that_starts_badly_once_is_not_noticed(workers, monkeypatch):
     start, refused = Local._start, []
 
@@ -163,10 +191,27 @@ def test_exceptions_come_back_as_text(workers, kind, error, words):
         workers().submit(workers.tasks.fail, kind).result()
 
 
-def test_nonsense_ends_the_worker(workers):
+@pytest.mark.parametrize("text", ["\xc8\xff\n", "5\n", "[" * 50_000 + "\n", "\xff\xff\xff\xff" + "\x7f" * 8])
+def test_nonsense_ends_the_worker(workers, text):
+    """No JSON, no object, a depth that no parser bears, and what multiprocessing takes for the length of a message."""
     pool = workers()
-    with pytest.raises(WorkerDied):
-        pool.submit(workers.tasks.noise).result()
+    with pytest.raises(WorkerDied, match="what it sent is no answer"):
+        pool.submit(workers.tasks.say, text, 0.2).result()
+    assert pool.submit(workers.tasks.add, 1, 2).result() == 3
+
+
+def test_nobody_waits_for_the_rest_of_an_answer(workers):
+    """While one worker has begun to say something, the other is heard; and what never ends is ended at the deadline."""
+    pool = workers(2, timeout=1.5)
+    stuck, beside = pool.submit(workers.tasks.say, "{", 60), pool.submit(workers.tasks.add, 1, 2)
+    assert beside.result(timeout=30) == 3 and not stuck.done()
+    with pytest.raises(TimeoutError):
+        stuck.result(timeout=30)
+    assert pool.submit(workers.tasks.add, 1, 2).result() == 3
+
+
+def test_what_is_no_json_ends_the_task(workers):
+    pool = workers()
     with pytest.raises((WorkerDied, WorkFailed)):
         pool.submit(workers.tasks.no_json).result()
     assert pool.submit(workers.tasks.add, 1, 2).result() == 3
