@@ -1,6 +1,6 @@
 """The command line. Importing this module imports no torch; every verb imports what it needs.
 
-Exit codes: 0 done; 1 a cell failed, or a bias was found; 2 wrong usage; 3 no verdict, or a file cannot be written.
+Exit codes: 0 done; 1 a cell failed, or a bias was found; 2 wrong usage, or nowhere to write to; 3 no verdict, or writing failed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,6 +25,7 @@ from .verbs.common import (
     PyroProgram,
     PyroReference,
     PyroSteps,
+    echo,
     fail,
     pyro_problem,
 )
@@ -146,7 +148,7 @@ def run(
         registry = Registry(plugins)
         whole, uncompiled = plan.as_compilable(plan.configure(config, changes))
         for line in uncompiled:
-            typer.echo(line, err=True)
+            echo(line, err=True)
         cells, left_out = plan.cells(whole, registry)
         mine = cells if shard is None else runner.shard(cells, *fraction(shard, "--shard"))
         options = assignments(executor_arg or (), "--executor-arg")
@@ -154,7 +156,7 @@ def run(
         fail(wrong)
     if dry_run:
         for cell in mine:
-            typer.echo(f"{cell.id}  {cell.problem}  {cell.estimator}  K={cell.num_samples}  seed={cell.seed}")
+            echo(f"{cell.id}  {cell.problem}  {cell.estimator}  K={cell.num_samples}  seed={cell.seed}")
         typer.echo(f"{len(mine)} cells; nothing was run")
         return
     workers = jobs or len(runner.graphics(cells)) or runner.usable_cores()
@@ -169,7 +171,7 @@ def run(
         runner.open_run(out, cells, command=command, settings=settings, bibliography=books, workers=workers)
         left, done, set_aside = (mine, 0, []) if fresh else runner.pending(out, mine)
         for line in (*left_out, *set_aside):
-            typer.echo(f"left out: {line}" if line in left_out else f"set aside, measured again: {line}", err=True)
+            echo(f"left out: {line}" if line in left_out else f"set aside, measured again: {line}", err=True)
         if done:
             typer.echo(f"{done} of {len(mine)} cells are done already", err=True)
         with runner.interruptible(), Bar(len(left)) as bar:
@@ -182,7 +184,7 @@ def run(
         fail(f"stopped; finished cells are kept, run the same command again to go on in {out}", 130)
     failed = tally.failed
     for record in failed:
-        typer.echo(f"{record.status}: {record.cell.estimator} on {record.cell.problem}: {record.reason}", err=True)
+        echo(f"{record.status}: {record.cell.estimator} on {record.cell.problem}: {record.reason}", err=True)
     typer.echo(f"{tally.counts.total() - len(failed)} cells measured, {len(failed)} failed: {out}")
     if failed and not allow_failures:
         raise typer.Exit(1)
@@ -206,9 +208,9 @@ def _verify(folder: Path, cells: list[Any], count: int, how: dict[str, Any]) -> 
     except KeyboardInterrupt:
         fail("stopped; nothing was changed", 130)
     for line in wrong:
-        typer.echo(f"differs: {line}", err=True)
+        echo(f"differs: {line}", err=True)
     for line in verify.other_machine(folder) if wrong else ():
-        typer.echo(f"stored with another {line}", err=True)
+        echo(f"stored with another {line}", err=True)
     typer.echo(f"{len(chosen)} stored cells measured again, {len(wrong)} differ: {folder}")
     raise typer.Exit(1 if wrong else 0)
 
@@ -239,13 +241,19 @@ app.command()(studying.study)
 app.command()(studying.gradients)
 
 
+@cache
+def _command() -> Any:
+    """All verbs as one command; made once, which takes longer than a small verb."""
+    return typer.main.get_command(app)
+
+
 def main() -> NoReturn:
     """Entry point: one line and exit 2 for wrong usage, never a traceback for the user's own slips."""
     given = sys.argv[1:]
     # UsageError: of click, or of the copy of click that newer versions of typer carry.
     usage_error = typer.BadParameter.__mro__[1]
     try:
-        code = typer.main.get_command(app)(given or ["--help"], prog_name="gradest", standalone_mode=False)
+        code = _command()(given or ["--help"], prog_name="gradest", standalone_mode=False)
     except (SpecError, MemoryError) as wrong:
         code = _say(wrong, 2)
     except usage_error as wrong:

@@ -12,6 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from .files import read_bytes
+
+LARGEST = 2**31
+"""Bytes of an index that is read: twenty million records have fewer."""
+
 
 class Entry(NamedTuple):
     """A line of the index: what a record says in short, and by what marks its file is known not to have changed since."""
@@ -33,7 +38,9 @@ class Entry(NamedTuple):
 
 def note(run: Path, entries: list[Entry]) -> None:
     """Append to the index: one write, so that lines of several processes do not mix; a torn line does not count."""
-    file = os.open(run / ".index", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    # A pipe by that name is no reason to wait for whoever might read it.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+    file = os.open(run / ".index", flags, 0o666)
     try:
         os.write(file, "".join(entry.line() for entry in entries).encode())
     finally:
@@ -44,8 +51,8 @@ def entries(run: Path, known: set[str]) -> dict[str, Entry]:
     """The lines of an index that are whole and name a status that is ``known``, by file name; the last of each counts."""
     found: dict[str, Entry] = {}
     try:
-        text = (run / ".index").read_text(encoding="ascii", errors="replace")
-    except OSError:
+        text = read_bytes(run / ".index", LARGEST).decode("ascii", "replace")
+    except (OSError, ValueError):
         return found
     for line in text.split("\n"):
         body, _, digest = line.rpartition(" ")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import environment, records, runner
+from .files import read_bytes
 from .records import Cell, Record, RecordError
 
 TIMINGS = ("seconds", "cost.seconds_per_gradient", "cost.seconds_interval", "cost.gradients_per_second")
@@ -65,7 +66,7 @@ def _leaves(value: Any, place: str = "") -> dict[str, Any]:
 
 def _other_moments(cell: Cell, *folders: Path) -> list[str]:
     old, new = (
-        path.read_bytes() if path.exists() else None
+        read_bytes(path, records.LARGEST) if path.is_file() else None
         for path in (folder / "moments" / f"{cell.id}.safetensors" for folder in folders)
     )
     return ["the moments of its coordinates differ"] if old != new else []
@@ -74,8 +75,8 @@ def _other_moments(cell: Cell, *folders: Path) -> list[str]:
 def other_machine(folder: Path) -> list[str]:
     """What the run's environment says that does not hold here, each with both values: a reason for numbers to differ."""
     try:
-        stored = json.loads((folder / "environment.json").read_bytes())
-    except (OSError, ValueError):
+        stored = json.loads(read_bytes(folder / "environment.json", records.LARGEST))
+    except (OSError, ValueError, RecursionError):
         return []
     if not isinstance(stored, dict):
         return []

@@ -311,7 +311,7 @@ def pyro_beside_ours(pairs: pd.DataFrame) -> Figure:
         axes.errorbar(value, y, xerr=reach, fmt="o", color="#0173b2", elinewidth=1.6, markersize=4)
         axes.set(xscale="log", xlabel=f"{quantity}: Pyro / ours")
         finite = np.concatenate([value, low, high, [1.0]])
-        finite = finite[np.isfinite(finite)]
+        finite = finite[np.isfinite(finite) & (finite > 0)]
         low_limit, high_limit = float(finite.min()), float(finite.max())
         pad = max(1.05, (high_limit / low_limit) ** 0.08)
         axes.set_xlim(low_limit / pad, high_limit * pad)

@@ -11,14 +11,41 @@ import safetensors.numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.records import LARGEST, read_bytes
+
 from .looks import styled
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of one file, by name."""
-    return safetensors.numpy.load(path.read_bytes())
+    """The arrays of one file, by name.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no regular file, too large, or holds what nobody could draw.
+        safetensors.SafetensorError: if it is damaged.
+    """
+    arrays = safetensors.numpy.load(read_bytes(path, LARGEST))
+    shapes = {name: each.shape for name, each in arrays.items()}
+    if not all(each.dtype.kind == "f" and each.size and bool(np.isfinite(each).all()) for each in arrays.values()):
+        raise ValueError("there are empty arrays, or some of no numbers")
+    for name in ("original", "reconstruction", "sample", "traversal"):
+        if name in shapes and (len(shapes[name]) != 2 or math.isqrt(shapes[name][1]) ** 2 != shapes[name][1]):
+            raise ValueError(f"{name!r} holds no square images")
+    together = {
+        "original": shapes.get("reconstruction"),
+        "posterior": shapes.get("guide"),
+        "rates": shapes.get("rates", ())[:1] if "distortion" in shapes else None,
+    }
+    for name, wanted in together.items():
+        if name in shapes and shapes[name] != wanted:
+            raise ValueError(f"what belongs to {name!r} is not there, or of another shape")
+    if "posterior" in shapes:
+        count, *grid = shapes["posterior"]
+        if [shapes.get("vertical"), shapes.get("horizontal")] != [(count, side) for side in grid]:
+            raise ValueError("'posterior' is not on its grid")
+    return arrays
 
 
 @styled

@@ -14,7 +14,17 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.records import BlockResult, Manifest, Record, RecordError, TrainingRecord, each_cell, read
+from benchmarks.records import (
+    LARGEST,
+    BlockResult,
+    Manifest,
+    Record,
+    RecordError,
+    TrainingRecord,
+    each_cell,
+    read,
+    read_bytes,
+)
 
 from .wording import parts, titles
 
@@ -131,10 +141,10 @@ def load(path: Path) -> Run:
             unreadable["manifest.json"] = str(problem)
     if (path / "environment.json").exists():
         try:
-            environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+            environment = json.loads(read_bytes(path / "environment.json", LARGEST))
             if not isinstance(environment, dict):
                 raise ValueError("not an object")
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             environment, unreadable["environment.json"] = {}, f"environment.json: unreadable ({type(problem).__name__})"
     trainings = []
     for file in sorted((path / "training").glob("*.json")):

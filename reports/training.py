@@ -265,7 +265,7 @@ def _pictures(run: Run, plates: Plates) -> list[tuple[str, list[Plate]]]:
     for file in sorted((run.path / "pictures").glob("*.safetensors")):
         try:
             arrays = pictures.read(file)
-        except (OSError, safetensors.SafetensorError) as problem:
+        except (OSError, ValueError, safetensors.SafetensorError) as problem:
             run.unreadable[f"pictures/{file.name}"] = f"{file.name}: unreadable ({type(problem).__name__})"
             continue
         title = titles.get(file.stem, file.stem)

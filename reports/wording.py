@@ -70,6 +70,8 @@ def number(value: Any, digits: int = 3) -> str:
 
     >>> number(0.00001234), number(12.0), number(None)
     ('1.23×10⁻⁵', '12', '–')
+    >>> number(5e-324), number(9.9999e-7)
+    ('4.94×10⁻³²⁴', '1.00×10⁻⁶')
     """
     if missing(value):
         return "–"
@@ -80,8 +82,8 @@ def number(value: Any, digits: int = 3) -> str:
     if -4 < exponent < 6:
         text = f"{value:.{max(0, digits - 1 - exponent)}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
-    mantissa = f"{value / 10.0**exponent:.{digits - 1}f}"
-    return f"10{_power(exponent)}" if mantissa == "1" else f"{mantissa}×10{_power(exponent)}"
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    return f"10{_power(int(power))}" if mantissa == "1" else f"{mantissa}×10{_power(int(power))}"
 
 
 def interval(value: Any, low: Any, high: Any, unit: str = "") -> str:
@@ -104,7 +106,7 @@ def interval(value: Any, low: Any, high: Any, unit: str = "") -> str:
     if scale == 0:
         return f"0{suffix}"
     exponent = math.floor(math.log10(scale))
-    shown = 0 if -3 < exponent < 5 else exponent
+    shown = 0 if -3 < exponent < 5 else max(exponent, -300)  # below, powers of ten have no number
     half = (high - low) / 2 / 10.0**shown
     decimals = min(8, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 6
     body = [f"{part / 10.0**shown:.{decimals}f}" for part in (value, low, high)]

@@ -18,6 +18,7 @@ from .common import (
     PyroReference,
     PyroSteps,
     choose,
+    echo,
     fail,
     manifest,
     print_json,
@@ -96,7 +97,7 @@ def advise(
         print_json(_plain(spec, found))
         return
     for line in advising.words(found, titles(own["estimator"].unique())):
-        typer.echo(line)
+        echo(line)
 
 
 def _budget(text: str) -> tuple[str, float]:

@@ -18,6 +18,7 @@ from .common import (
     fail,
     print_json,
     pyro_problem,
+    require_writable,
 )
 
 
@@ -40,6 +41,7 @@ def check(
     plugin: Plugins = None,
 ) -> None:
     """Is this estimator unbiased for what it declares? Exit 0 yes, 1 no, 3 no verdict, 2 wrong usage."""
+    require_writable(junit)
     from ..check import PANEL, exit_code
     from ..check import check as check_estimator
     from ..registry import Refusal, Registry, named

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +30,10 @@ PyroSteps = Annotated[
 ]
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, ring, colour, or turn the direction of writing."""
+
+
 def fail(message: object, code: int = 2) -> NoReturn:
     """One line on standard error, and out."""
     raise typer.Exit(say(message, code))
@@ -35,8 +41,13 @@ def fail(message: object, code: int = 2) -> NoReturn:
 
 def say(message: object, code: int) -> int:
     """One line on standard error; gives the exit code back."""
-    typer.echo(f"gradest: {' '.join(str(message).split())}", err=True)
+    echo(f"gradest: {' '.join(str(message).split())}", err=True)
     return code
+
+
+def echo(line: object, err: bool = False) -> None:
+    """Print what may come from outside: names, reasons, files. What a terminal would obey in it is shown as a question mark."""
+    typer.echo(_CONTROLS.sub("?", str(line)), err=err)
 
 
 def pyro_problem(
@@ -77,6 +88,23 @@ def manifest(folder: Path) -> Any:
         return records.read(folder / "manifest.json", records.Manifest)
     except records.RecordError as wrong:
         fail(wrong)
+
+
+def require_writable(*files: Path | None) -> None:
+    """Out, before anything is computed, if no file can be written where one is asked for; ``None`` asks for nothing."""
+    for path in files:
+        if path is None:
+            continue
+        try:
+            if path.is_dir():
+                fail(f"{path} is a folder; a file is to be written there, so name one")
+            folder = next(each for each in path.absolute().parents if each.exists())
+            if not folder.is_dir():
+                fail(f"cannot write {path}: {folder} is no folder")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                fail(f"cannot write {path}: nothing may be written in {folder}; name another place")
+        except OSError as problem:  # a name that is too long
+            fail(f"cannot write {path}: {problem.strerror}")
 
 
 def choose(given: str, allowed: tuple[str, ...], what: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import Json, choose, fail, manifest, print_json
+from .common import Json, choose, echo, fail, manifest, print_json, require_writable
 
 
 def report(
@@ -24,12 +25,20 @@ def report(
     """Write one self-contained HTML file."""
     for folder in folders:
         manifest(folder)
+    file = out or folders[0] / "report.html"
+    require_writable(file)
     from reports.render import render
 
     try:
-        page = render(folders, out or folders[0] / "report.html", problems=problem or (), estimators=estimator or ())
+        page = render(folders, file, problems=problem or (), estimators=estimator or ())
     except ValueError as wrong:
         fail(wrong)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as wrong:
+        # What is stored may fit its schema, and its checksum, and still be nothing that anybody measured.
+        where = traceback.extract_tb(wrong.__traceback__)[-1]
+        fail(
+            f"what is stored cannot be shown: {type(wrong).__name__} {wrong} ({Path(where.filename).name}, line {where.lineno})"
+        )
     typer.echo(page)
 
 
@@ -41,6 +50,7 @@ def export(
     """One row per cell and block."""
     choose(format, ("csv", "json", "parquet"), "format")
     manifest(folder)
+    require_writable(out)
     from reports import tables
 
     try:
@@ -64,6 +74,7 @@ def compare(
     wanted = _limits(fail_on or [])
     for folder in (before, after):
         manifest(folder)
+    require_writable(out, junit)
     from reports import compare as comparing
     from reports.tables import load, tabulate
 
@@ -100,9 +111,9 @@ def compare(
         raise typer.Exit(code)
     told = rows[rows["change"].isin(["worse", "better"])].to_dict(orient="records")
     for row in [*told, *changes.to_dict(orient="records")]:
-        typer.echo(f"{row['change']}: {comparing.line(row)}")
+        echo(f"{row['change']}: {comparing.line(row)}")
     for note in notes:
-        typer.echo(note)
+        echo(note)
     if out is not None:
         typer.echo(out)
     raise typer.Exit(code)
@@ -147,6 +158,7 @@ def history(
         fail(f"a history needs at least two run folders, not {len(folders)}")
     for folder in folders:
         manifest(folder)
+    require_writable(out)
     from reports import trends
     from reports.tables import load
     from reports.wording import BLOCKS, interval
@@ -167,9 +179,9 @@ def history(
                 changed += 1
                 size = interval(row[column], row[f"{prefix}_low"], row[f"{prefix}_high"])
                 where = f"{row['estimator']} at K = {row['num_samples']} on {row['problem']}, {BLOCKS[row['block']]}"
-                typer.echo(f"{row['run']}: {metric} {row[f'{metric}_change']}, now {size}: {where}")
+                echo(f"{row['run']}: {metric} {row[f'{metric}_change']}, now {size}: {where}")
     for note in notes:
-        typer.echo(note)
+        echo(note)
     typer.echo(f"{rows['run'].nunique()} runs, {len(rows)} rows, {changed} changes")
     if out is not None:
         typer.echo(out)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .common import DataDir, Json, Plugins, choose, fail, print_json
+from .common import DataDir, Json, Plugins, choose, echo, fail, print_json
 
 
 def study(
@@ -66,7 +66,7 @@ def study(
     text = findings.markdown(found)
     write(out / "study" / "iwae.json", StudyRecord(kind="iwae", data=found, citations=list(CITATIONS)))
     write_text(out / "findings.md", text)
-    typer.echo(json.dumps(found, indent=1) if as_json else f"{text}\nWith curves and pictures: gradest report {out}")
+    echo(json.dumps(found, indent=1) if as_json else f"{text}\nWith curves and pictures: gradest report {out}")
 
 
 def gradients(
@@ -145,7 +145,7 @@ def gradients(
         print_json(found)
         return
     for state in found["states"]:
-        typer.echo(f"{state['state']}: {state['trained']}, held-out ELBO {state['elbo']:.1f}, "
+        echo(f"{state['state']}: {state['trained']}, held-out ELBO {state['elbo']:.1f}, "
                    f"active units {'+'.join(map(str, state['active_units']))}")  # fmt: skip
     typer.echo(f"{len(found['rows'])} rows, {len(found['refused'])} refused; by layer: gradest report {out}")
 

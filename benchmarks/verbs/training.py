@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import DataDir, Plugins, choose, fail, print_json
+from .common import DataDir, Plugins, choose, fail, print_json, require_writable
 
 if TYPE_CHECKING:
     from ..trainer import Session
@@ -118,6 +118,7 @@ def evaluate(
     from ..specs import SpecError
     from ..trainer import assess, trained
 
+    require_writable(out)
     shapes = [choose(each.strip(), tuple(FAMILIES), "family") for each in gaps.split(",")] if gaps else []
     try:
         family, parameters, settings, facts = trained(checkpoint)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, fail, manifest
+from .common import Json, echo, fail, manifest
 
 STATES = ("ok", "refused", "error", "timeout", "killed", "nonfinite")
 
@@ -36,7 +36,7 @@ def status(
     if facts["left"] and facts["seconds_left"] is not None:
         typer.echo(f"about {facts['seconds_left']:.0f} s of work left, on one worker")
     for reason in unreadable:
-        typer.echo(f"unreadable: {reason}")
+        echo(f"unreadable: {reason}")
 
 
 def _facts(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -346,13 +348,51 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("verb", ["run", "export", "report"])
+@pytest.mark.parametrize("verb", ["run", "export", "report", "history"])
 def test_what_cannot_be_written_to_is_told(gradest, run_folder, tmp_path, verb):
     (tmp_path / "file").write_text("kept")
-    words = ("run", *GAUSSIAN) if verb == "run" else (verb, run_folder)
+    words = {"run": ("run", *GAUSSIAN), "history": ("history", run_folder, run_folder)}.get(verb, (verb, run_folder))
     code, out, err = gradest(*words, "--out", tmp_path / "file" / "x")
-    assert (code, out, err.count("\n")) == (3, "", 1) and "file" in err
+    assert (code, out, err.count("\n")) == (3 if verb == "run" else 2, "", 1) and "file" in err
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        *((("report", "RUN"), "--out"), (("export", "RUN"), "--out"), (("history", "RUN", "RUN"), "--out")),
+        *((("compare", "RUN", "RUN"), "--out"), (("compare", "RUN", "RUN"), "--junit"), (("check", "iwae"), "--junit")),
+    ],
+)
+def test_a_place_that_takes_no_file_is_told_before_anything_is_computed(
+    gradest, run_folder, tmp_path, monkeypatch, words, option
+):
+    """A folder; a file in the place of a folder; a folder that may only be read; a name that no file system has."""
+
+    def computed(*arguments, **options):
+        raise AssertionError("it began")
+
+    for what in ("reports.tables:load", "reports.tables:frame", "reports.render:render", "benchmarks.check:check"):
+        module, name = what.split(":")
+        monkeypatch.setattr(importlib.import_module(module), name, computed)
+    (tmp_path / "file").touch()
+    (tmp_path / "shut").mkdir()
+    access = os.access  # the superuser may write anywhere, so the answer of the system is made up
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and access(path, mode))
+    given = [run_folder if word == "RUN" else word for word in words]
+    for place, why in (
+        *(
+            ("", "is a folder"),
+            ("file/x/y", "is no folder"),
+            ("shut/x/y", "nothing may be written"),
+            ("x" * 300, "long"),
+        ),
+    ):
+        code, out, err = gradest(*given, option, tmp_path / place)
+        assert (code, out, err.count("\n")) == (2, "", 1) and why in err and str(tmp_path) in err, err
+    with pytest.raises(AssertionError, match="it began"):
+        gradest(*given, option, tmp_path / "new" / "x")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "shut"]
 
 
 def test_every_choice_of_the_default_suite_is_listed_by_the_dry_run(gradest, monkeypatch, tmp_path):
