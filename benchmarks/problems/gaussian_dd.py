@@ -139,6 +139,8 @@ class GaussianMeanField(_ChosenTail):
             posterior standard deviations. seed: of all that is drawn. noise_scale: s.
 
     theta: ``prior_loc`` (dim,), ``weight`` A (dim + 1, dim), ``log_noise_scale`` (); phi: ``loc`` and ``log_scale``, (dim,).
+
+    L_K, ``ciwae`` and ``jackknife`` for any K, as ``linear-gaussian``; other bounds where K dim is at most four.
     """
 
     name = "gaussian-mean-field"

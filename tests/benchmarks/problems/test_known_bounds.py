@@ -18,7 +18,7 @@ WIDE = Gaussian1D(loc=-2.2, scale=1.9, x=-0.4, prior_loc=1.3)  # rho = 7.2: 60 G
 
 def on_a_grid(function, samples, x, prior_loc, loc, log_scale):
     """E function(log w) over K samples by equal steps of z, where the target is smooth in everything."""
-    z = np.linspace(-2.2 - 9 * 1.9, -2.2 + 9 * 1.9, 1201 if samples == 2 else 6001)
+    z = np.linspace(-2.2 - 9 * 1.9, -2.2 + 9 * 1.9, 601 if samples == 2 else 6001)
     log_q = -0.5 * ((z - loc) / math.exp(log_scale)) ** 2 - log_scale - 0.5 * math.log(2 * math.pi)
     log_w = -0.5 * (z - prior_loc) ** 2 - 0.5 * (x - z) ** 2 - math.log(2 * math.pi) - log_q
     mass = np.exp(log_q) * (z[1] - z[0])
@@ -77,8 +77,8 @@ def test_one_that_has_is_the_closed_form(problem):
 @pytest.mark.parametrize("kind", [Gaussian1D, LinearGaussian, GaussianMeanField, Rainforth])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_sums_of_bounds_of_many_samples(kind, dtype):
-    problem = Rainforth(dim=2, points=3, perturbation=0.3, dtype=dtype) if kind is Rainforth else kind(dtype=dtype)
-    double = Rainforth(dim=2, points=3, perturbation=0.3) if kind is Rainforth else kind()
+    problem = Rainforth(dim=2, points=1, perturbation=0.3, dtype=dtype) if kind is Rainforth else kind(dtype=dtype)
+    double = Rainforth(dim=2, points=1, perturbation=0.3) if kind is Rainforth else kind()
     elbo, *bounds = (double.exact(each) for each in (Target("elbo"), *(Target("iwae", K) for K in (8, 7, 6))))
     for target, coefficients, parts in (
         (Target("ciwae", 8, setting=0.25), (0.25, 0.75), (elbo, bounds[0])),
