@@ -96,6 +96,10 @@ def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
             found = exact(problem, target)
     except (ArithmeticError, ValueError) as wrong:
         raise SpecError(f"{problem.spec}: {target} cannot be computed: {wrong}") from wrong
+    if found is None and target.name in problem.exact_targets:
+        raise SpecError(
+            f"{problem.spec} does not know {target} exactly: its mean does not exist or has not settled, or K is too large"
+        )
     if found is None:
         raise SpecError(f"{problem.name} does not know {target.name} exactly; it knows: "
                         f"{', '.join(problem.exact_targets) or 'nothing'}")  # fmt: skip

@@ -320,7 +320,15 @@ WRONG = [
     (("reference", "gaussian-1d", "--target", "elbow"), "no target 'elbow'"),
     (("reference", "gaussian-1d", "-K", "0"), "--num-samples must be at least 1, not 0"),
     (("reference", "gaussian-1d", "-K", "two"), "two"),
-    (("reference", "banana", "--target", "iwae", "-K", "3"), "does not know iwae exactly; it knows: elbo"),
+    (("reference", "banana", "--target", "tvo[setting=2]"), "does not know tvo exactly; it knows: elbo"),
+    (
+        ("reference", "banana", "--target", "iwae", "-K", "3"),
+        "does not know iwae-3 exactly: its mean does not exist or ",
+    ),
+    (
+        ("reference", "gaussian-1d[scale=1.9]", "--target", "f_divergence[setting=chi-square]"),
+        "does not know f_divergence(chi-square) exactly: its mean does not exist",
+    ),
     (("reference", "gaussian-1d[scale=1e300]", "--json"), "elbo is not finite"),
     (("reference", "gaussian-1d[x=1e200]", "--target", "iwae", "-K", "4"), "iwae-4 cannot be computed"),
     (("reference", "linear-gaussian[noise_scale=1e-200]"), "linear-gaussian"),
