@@ -193,6 +193,25 @@ def test_records_that_cannot_be_read_are_set_aside_and_measured_again(gradest, f
     assert same(whole, folder) == 4
 
 
+def test_pipes_and_huge_files_are_named_and_not_waited_for(gradest, folder, tmp_path):
+    """In the place of everything but manifest and records, which are above; and a name that a terminal would obey."""
+    pipes = [".index", "environment.json", "training/x.json", "study/iwae.json", "pictures/pipe.safetensors"]
+    for name in pipes:
+        path = folder / name
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path)
+    (folder / "pictures" / "huge.safetensors").touch()
+    os.truncate(folder / "pictures" / "huge.safetensors", 2**40)
+    (folder / "cells" / "\x1b[31m.json").write_text("{")
+    said = gradest("status", folder)
+    assert said.stdout.startswith("ok 4 ") and "unreadable: ?[31m.json: " in said.stdout and "\x1b" not in said.stdout
+    done = gradest("report", folder, "--out", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(name in html for name in [*pipes[1:], "pictures/huge.safetensors"])
+
+
 FULL = """
 import sys
 from benchmarks import runner

@@ -221,4 +221,6 @@ def test_noise_of_training_steps(capsys):
         for name, value in truth.items():
             hits[name] += found[f"{name}_low"] <= value <= found[f"{name}_high"]
     for name, count in hits.items():
-        require(count, runs, f"training step, {name}", capsys)
+        # A norm, and what has it above: where the noise of its mean is nearly as large, the jackknife errs on the wide side.
+        low, high = (0.93, 0.98) if name in ("signal", "snr") else (0.93, 0.96)
+        require(count, runs, f"training step, {name}", capsys, low, high)
