@@ -36,7 +36,9 @@ def advise(
     steps: Annotated[int, typer.Option(min=1, help="the budget is for so many gradients together")] = 1,
     target: Annotated[str, typer.Option(help="elbo, iwae-8, log_marginal, ...")] = "elbo",
     block: Annotated[str, typer.Option(help="phi or theta")] = "phi",
-    estimator: Annotated[list[str] | None, typer.Option("--estimator", "-e", help="glob; all without it")] = None,
+    estimator: Annotated[
+        list[str] | None, typer.Option("--estimator", "-e", help="glob; without it all of this suite")
+    ] = None,
     num_samples: Annotated[str, typer.Option("--num-samples", "-K", help="K to try")] = "1,2,4,8,16,32,64",
     replicates: Annotated[int, typer.Option("--replicates", "-R", min=100)] = 2000,
     run: Annotated[list[Path] | None, typer.Option(help="use these run folders, and measure nothing")] = None,
@@ -119,12 +121,18 @@ def _stem(target: str) -> str:
 
 
 def _suited(registry: Any, target: str, block: str) -> list[str]:
-    """Names of the estimators that declare this target at some K; others would be measured for nothing."""
+    """Names of the estimators that declare this target at some K; others would be measured for nothing.
+
+    Losses of other libraries, a thousand times slower to measure, take part where ``--estimator`` names them.
+    """
+    from ..references.loop import LoopEstimator
     from ..registry import Refusal
 
     wanted = _stem(target)
     found = []
     for name, kind in registry.estimators.items():
+        if issubclass(kind, LoopEstimator):
+            continue
         for K in dict.fromkeys((kind.usual_num_samples(), 1, 2, 4, 8)):
             try:
                 claim = registry.estimator(name, K).targets[block]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.registry import Registry
+from benchmarks.verbs.advising import _suited
 from benchmarks.verbs.common import pyro_problem
 
 SCHOOLS = str(Path(__file__).parents[2] / "examples" / "eight_schools.py")
@@ -95,6 +96,12 @@ def test_steps_before_measure_a_trained_program():
     assert code == 0 and ",steps=20," in said
     code, said = told("run", *PLAIN, "--steps-before", -1, "-e", "iwae", "--dry-run")
     assert code == 2 and "steps must not be negative, not -1" in said and said.count("\n") == 1
+
+
+def test_advice_is_about_this_suites_estimators_unless_others_are_named():
+    found = _suited(Registry(), "elbo", "phi")
+    assert {"reparameterization", "leave-one-out"} <= set(found)
+    assert not [name for name in found if name.startswith(("pyro-", "numpyro-"))]
 
 
 def test_a_module_where_the_command_is_run_and_one_beside_a_file_are_found(tmp_path):
