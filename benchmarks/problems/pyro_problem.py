@@ -288,6 +288,14 @@ class PyroProblem(Problem):
         if lost:
             return lost[0]
         others = [target for target in estimator.targets.values() if target is not None and target.name != "elbo"]
+        scaled = self.program.scaled(self.plate)
+        if scaled and (others or not (estimator.total_derivative or hasattr(estimator, "library"))):
+            # Pyro's own losses leave the scale out of their scores.
+            return (
+                f"log q of guide site {scaled[0]!r} counts {scaled[1]:.3g} times (poutine.scale, or a random subset of a plate), "
+                "so its derivative is no score and the mean weight not p(x): only total derivatives of the ELBO "
+                "(reparameterization) are right here, and with --plate, where one plate holds every site, all"
+            )
         if self.program.unmatched and others:
             return (
                 f"guide site {self.program.unmatched!r} has no counterpart in the model, so the mean weight is not p(x): "

@@ -89,7 +89,17 @@ class Program:
         if not any(site.noise for site in self.sites.values() if not site.subset):
             raise SpecError("the guide draws nothing: it is a point estimate, and has no gradient noise to measure")
         self.unmatched = _unmatched(model, guide)
+        self.scales = _scales(guide)
         self.full_sizes = {site.name: site.noise[0].shape[0] for site in self.sites.values() if site.subset}
+
+    def scaled(self, plate: str) -> tuple[str, float] | None:
+        """A guide's site whose log-density counts more or less than once, and how often; weights by ``plate`` undo its own."""
+        for name, scale in self.scales.items():
+            if plate in self.full_sizes and plate in self.sites[name].plates:
+                scale *= self.sites[plate].subset / self.full_sizes[plate]
+            if abs(scale - 1) > 1e-6:
+                return name, scale
+        return None
 
     def _train(self) -> None:
         if not self.steps:
@@ -255,6 +265,15 @@ def _random(trace: Any) -> Iterator[tuple[str, Any]]:
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and not node["is_observed"] and not isinstance(node["fn"], _Subsample):
             yield name, node
+
+
+def _scales(guide: Any) -> dict[str, float]:
+    """By latent site: the factor of its log-density, by ``poutine.scale`` or since a plate sees a random subset."""
+    found = {}
+    for name, node in _random(guide):
+        factors = torch.as_tensor(node["scale"], dtype=torch.float64).flatten()
+        found[name] = float(factors[(factors - 1).abs().argmax()])
+    return found
 
 
 def _plates(node: Any) -> dict[str, int]:

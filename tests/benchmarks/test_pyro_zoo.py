@@ -67,6 +67,22 @@ def test_densities_are_pyros_own(make):
                 torch.testing.assert_close(found[row], trace.log_prob_sum().detach(), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize(("model", "q", "args", "words"), [
+    ("handled", "handled_guide", "points", "guide site 'mu' counts 0.3 times"),
+    ("minibatch_vae", "minibatch_vae_guide", "pixels", "guide site 'z' counts 2.5 times"),
+])  # fmt: skip
+def test_the_derivative_of_a_scaled_log_q_is_not_taken_for_a_score(model, q, args, words):
+    """Leave-one-out would be that factor times its mean, and doubly reparameterised gradients and VIMCO of no bound."""
+    problem = program(model, q, args)
+    for name in ("leave-one-out", "score-function", "dreg", "vimco", "iwae"):
+        assert words in (REGISTRY.estimator(name, 2).refuses(problem) or ""), name
+    for name in ("reparameterization", "pyro-trace-elbo"):
+        assert REGISTRY.estimator(name, 2).refuses(problem) is None
+    if model == "minibatch_vae":
+        each = program(model, q, args, plate="data")
+        assert REGISTRY.estimator("leave-one-out", 2).refuses(each) is None
+
+
 def test_what_both_register_belongs_to_the_one_that_uses_it():
     problem = RUNNING["one module for model and guide"]()
     blocks = problem.parameters
