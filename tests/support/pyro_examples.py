@@ -165,3 +165,14 @@ def sharing(y):
     mu = pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.4)), 1.0))
     with pyro.plate("data", 30):
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+# Two bits of which the data know the difference, while the guide draws them apart.
+def two_bits():
+    a, b = (pyro.sample(name, dist.Bernoulli(0.5)) for name in "ab")
+    pyro.sample("x", dist.Normal(3.0 * (a - b), 1.0), obs=torch.tensor(3.0))
+
+
+def two_bits_guide():
+    for name in "ab":
+        pyro.sample(name, dist.Bernoulli(logits=pyro.param(f"{name}_logit", torch.tensor(0.2))))

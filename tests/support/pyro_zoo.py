@@ -261,19 +261,8 @@ def rate_wrong_shape(target):
     return {"value": 0.0, "phi": {"a": [1.0, 2.0], "b": 0.0}}
 
 
-def rate_wrong_name(target):
+def rate_wrong_name(_):
     return {"value": 0.0, "phi": {"a": 1.0, "c": 0.0}}
-
-
-# Two bits of which the data know the difference, while the guide draws them apart.
-def two_bits():
-    a, b = (pyro.sample(name, dist.Bernoulli(0.5)) for name in "ab")
-    pyro.sample("x", dist.Normal(3.0 * (a - b), 1.0), obs=torch.tensor(3.0))
-
-
-def two_bits_guide():
-    for name in "ab":
-        pyro.sample(name, dist.Bernoulli(logits=pyro.param(f"{name}_logit", torch.tensor(0.2))))
 
 
 # Derivatives that are not those of the values.

@@ -141,7 +141,7 @@ def test_tensor_monte_carlo_is_right_for_the_model_and_zero_for_a_discrete_guide
 
 def test_tensor_monte_carlo_lets_every_draw_of_one_site_meet_every_draw_of_another(monkeypatch):
     """Why several sites are refused: the value is log of the mean of K^2 weights, draw by draw, and not of K."""
-    file = str(Path(__file__).parents[2] / "support" / "pyro_zoo.py")
+    file = str(Path(__file__).parents[2] / "support" / "pyro_examples.py")
     problem = PyroProblem(model=f"{file}:two_bits", q=f"{file}:two_bits_guide")
     theirs = PyroTraceTMCELBO(num_samples=3)
     assert "the sites a, b are combined with one another, which is another bound than L_K" in theirs.refuses(problem)
