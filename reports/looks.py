@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
@@ -72,8 +73,15 @@ def prepared(table: pd.DataFrame, *, problem: str | None = None, means: bool = T
 
 
 def safe(text: object) -> str:
-    """Text that matplotlib draws as it stands: no mathematics, no hidden legend entry, no line breaks."""
+    """Text that matplotlib draws as it stands: no mathematics, no hidden legend entry, no line breaks, nothing invisible.
+
+    >>> safe("\\ufeff\\u202e_$x$\\x1b")
+    '\\xa0_\\\\$x\\\\$'
+    """
     plain = " ".join(str(text).encode("utf-8", "replace").decode("utf-8").split())
+    plain = "".join(
+        each for each in plain if unicodedata.category(each)[0] != "C"
+    )  # its PDF writer fails on some of them
     return ("\N{NO-BREAK SPACE}" if plain.startswith("_") else "") + plain.replace("$", r"\$")
 
 

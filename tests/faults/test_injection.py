@@ -67,6 +67,7 @@ CORPUS = [
     f"&#60;script&#62;{CALL}&#60;/script&#62;",
     f"%3Cscript%3E{CALL}%3C/script%3E",
     f"\x00<script>{CALL}</script>\u2028\u2029",
+    f"\ufeff<script>{CALL}</script>",
     f"$x$ $\\href{{javascript:{CALL}}}{{x}}$",
     f"@article{{x, title={{<script>{CALL}</script>}}}}",
 ]
