@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .statistics import Z95, holm, log_error
+from .statistics import ARITHMETIC, Z95, holm, log_error
 from .tables import Run
 
-CELL = ["problem", "estimator", "num_samples", "seed", "dtype", "device", "compiled", "matmul_precision"]
+CELL = ["problem", "estimator", "num_samples", "seed", *ARITHMETIC]
 """What makes two cells of two runs a pair; their versions may differ, or there would be nothing to compare."""
 
 SETTING = [name for name in CELL if name != "seed"]

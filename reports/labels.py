@@ -6,10 +6,10 @@ from collections import Counter
 
 import pandas as pd
 
-from .statistics import beside, over_seeds, rank_groups
+from .statistics import ARITHMETIC, beside, over_seeds, rank_groups
 from .wording import BLOCKS, titles
 
-SERIES_KEY = ["run", "problem", "estimator", "dtype", "device", "compiled", "matmul_precision"]
+SERIES_KEY = ["run", "problem", "estimator", *ARITHMETIC]
 
 _PRODUCTS = {"highest": "", "high": "high matmul precision", "medium": "medium matmul precision"}
 
@@ -24,11 +24,7 @@ def labelled(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict[str,
     names = {**titles(table["problem"].unique()), **titles(table["estimator"].unique())}
     keys = table.drop_duplicates(SERIES_KEY)
     # A label says what tells two series of one problem apart, and no more.
-    varying = [
-        c
-        for c in ("dtype", "device", "compiled", "matmul_precision", "run")
-        if (keys.groupby("problem")[c].nunique() > 1).any()
-    ]
+    varying = [c for c in (*ARITHMETIC, "run") if (keys.groupby("problem")[c].nunique() > 1).any()]
     labels = {}
     for row in keys[SERIES_KEY].to_dict(orient="records"):
         row_says = {

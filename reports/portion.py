@@ -9,6 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from .opening import USUAL
+from .statistics import ARITHMETIC
 from .wording import parts, plural
 
 SETTINGS = 2_200
@@ -17,7 +18,7 @@ PROBLEMS, ESTIMATORS, SAMPLES = 24, 100, 16
 """Most problems on a page, and most estimators and K of a problem."""
 MOST_OFTEN = 12, 8
 """Problems, and K of each, where there are too many settings."""
-SETTING = ["run", "problem", "estimator", "num_samples", "dtype", "device", "compiled", "matmul_precision"]
+SETTING = ["run", "problem", "estimator", "num_samples", *ARITHMETIC]
 
 
 def portion(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -13,10 +13,13 @@ import pandas as pd
 from scipy import stats
 
 Z95 = float(stats.norm.ppf(0.975))
-SERIES = ["run", "problem", "library", "estimator", "block", "dtype", "device", "compiled", "matmul_precision"]
+ARITHMETIC = ["dtype", "device", "compiled", "matmul_precision"]
+"""What numbers are computed with, and where: rows that differ in it are other cells, and are never compared as one."""
+
+SERIES = ["run", "problem", "library", "estimator", "block", *ARITHMETIC]
 """One line of a figure: everything but K and the seed."""
 
-RANK = ["run", "problem", "block", "target", "target_key", "dtype", "device", "compiled", "matmul_precision"]
+RANK = ["run", "problem", "block", "target", "target_key", *ARITHMETIC]
 """Rows that may be ranked against each other: one machine, one problem, one block, one target."""
 
 COSTS = {

@@ -26,20 +26,10 @@ from benchmarks.records import (
     read_bytes,
 )
 
+from .statistics import ARITHMETIC
 from .wording import parts, titles
 
-IDENTITY = [
-    "run",
-    "id",
-    "problem",
-    "estimator",
-    "num_samples",
-    "seed",
-    "dtype",
-    "device",
-    "compiled",
-    "matmul_precision",
-]
+IDENTITY = ["run", "id", "problem", "estimator", "num_samples", "seed", *ARITHMETIC]
 """Columns that say which cell a row belongs to."""
 
 COLUMNS = [
@@ -52,38 +42,16 @@ COLUMNS = [
     *["quantiles", "cosine", "seconds_per_gradient", "seconds_low", "seconds_high", "gradients_per_second"],
     *["evaluations_per_gradient", "flops_per_gradient", "bytes_moved_per_gradient", "peak_bytes", "chunk"],
     "work_normalised_variance",
-    *[
-        "device",
-        "dtype",
-        "compiled",
-        "matmul_precision",
-        "status",
-        "reason",
-        "library",
-        "counterpart",
-        "family",
-        "summary",
-        "citations",
-    ],
+    *ARITHMETIC,
+    *["status", "reason", "library", "counterpart", "family", "summary", "citations"],
     *["tail_ratio", "seconds", "id", "run"],
 ]
 """Every column of the table, in the order of the export. Intervals are 95 %."""
 
 _TEXT = {
     *["problem", "estimator", "block", "target", "reference_method", "verdict", "verdict_reason", "worst_direction"],
-    *[
-        "quantiles",
-        "device",
-        "dtype",
-        "matmul_precision",
-        "status",
-        "reason",
-        "library",
-        "counterpart",
-        "family",
-        "summary",
-        "citations",
-    ],
+    *["quantiles", "device", "dtype", "matmul_precision", "status", "reason", "library", "counterpart", "family"],
+    *["summary", "citations"],
     *["id", "run"],
 }
 _FLAGS = {"unbiased", "variance_exists", "compiled"}

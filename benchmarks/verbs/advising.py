@@ -78,6 +78,7 @@ def advise(
     for folder in folders:
         manifest(folder)
     from reports import advice as advising
+    from reports.statistics import ARITHMETIC
     from reports.tables import frame
     from reports.wording import titles
 
@@ -87,9 +88,7 @@ def advise(
         reasons = table["reason"][table["problem"] == spec].drop_duplicates()
         why = f": {'; '.join(reasons.head(3))}" if len(reasons) else ""
         fail(f"these runs have no finished cell of {spec}{why}", 3)
-    if own.groupby(["device", "dtype", "compiled", "matmul_precision"]).ngroups > 1 or (
-        meter == "seconds" and own["run"].nunique() > 1
-    ):
+    if own.groupby(ARITHMETIC).ngroups > 1 or (meter == "seconds" and own["run"].nunique() > 1):
         fail("these cells were measured in more than one way (device, precision, run): name one run", 3)
     try:
         found = advising.advise(own, meter=meter, budget=amount, target=target, block=block)

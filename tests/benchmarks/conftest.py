@@ -1,11 +1,27 @@
-"""Findings about other libraries, each pinned to the version in which it was made."""
+"""The command line in this process, and findings about other libraries, each pinned to the version in which it was made."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Callable
 
 import pytest
+
+from benchmarks import cli
+
+
+@pytest.fixture
+def gradest(monkeypatch, capsys):
+    """The command line in this process: exit code, standard output and standard error of ``gradest ARGUMENTS``."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gradest", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 
 import estimators
 from benchmarks import measure
-from benchmarks.arithmetic import matmul_precision
 from benchmarks.measure import batches, block_sizes, run_cell, truth
 from benchmarks.metrics import summarize
 from benchmarks.moments import GradientMoments
@@ -381,39 +380,3 @@ def test_mean_and_variance_of_every_coordinate_are_kept(tmp_path):
     for block, columns in (("value", slice(0, 1)), ("theta", slice(1, 2)), ("phi", slice(2, 4))):
         np.testing.assert_allclose(kept[f"{block}.mean"], rows[:, columns].mean(0), rtol=1e-12)
         np.testing.assert_allclose(kept[f"{block}.variance"], rows[:, columns].var(0, ddof=1), rtol=1e-12)
-
-
-@pytest.mark.parametrize("share", [False, True])
-def test_replicates_and_seconds_are_of_the_matmul_precision_and_the_truth_is_not(monkeypatch, share):
-    seen = {"rows": set(), "truth": set(), "price": set()}
-
-    def spied(name, module, what):
-        before = getattr(module, what)
-
-        def called(*given, **named):
-            seen[name].add(torch.get_float32_matmul_precision())
-            return before(*given, **named)
-
-        monkeypatch.setattr(module, what, called)
-
-    spied("rows", measure.sweep if share else measure.replicates, "Shared" if share else "batches")
-    spied("truth", measure, "truth")
-    spied("price", measure, "price")
-    cell = Cell(
-        problem="rainforth[dim=2,points=1,perturbation=0.01,seed=0]", estimator="iwae", num_samples=2, replicates=50,
-        seed=0, dtype="float32", matmul_precision="medium", versions={"shared draws": "2"} if share else {},
-    )  # fmt: skip
-    assert run_cell(cell.model_dump())["status"] == "ok"
-    assert seen == {"rows": {"medium"}, "truth": {"highest"}, "price": {"medium"}}
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_products_are_of_bfloat16_where_the_processor_has_it():
-    """One linear layer of 512 unit inputs by weights of unit size, cast to bfloat16: relative error about 2^-9 each."""
-    a = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    exact = a.double() @ a.double().T
-    with matmul_precision("medium"):
-        off = ((a @ a.T).double() - exact).norm() / exact.norm()
-    if off < 1e-5:
-        pytest.skip("this processor multiplies no bfloat16: all three precisions are one")
-    assert 2**-11 < off < 2**-7

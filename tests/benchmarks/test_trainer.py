@@ -368,19 +368,6 @@ def test_a_compiler_that_fails_is_announced_and_done_without(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(quick.leaves, plain.leaves, strict=True))
 
 
-def test_a_step_multiplies_at_the_precision_that_is_asked_for(monkeypatch):
-    seen = []
-    gradient = Pair.gradient
-    monkeypatch.setattr(
-        Pair, "gradient", lambda *given: seen.append(torch.get_float32_matmul_precision()) or gradient(*given)
-    )
-    session = Session(settings(theta="iwae").model_copy(update={"matmul_precision": "medium"}), pictures())
-    session.run(until=2)
-    assert set(seen) == {"medium"} and torch.get_float32_matmul_precision() == "highest"
-    with pytest.raises(Refusal, match="matmul_precision=high is for float32 alone, not float64"):
-        Session(settings(theta="iwae").model_copy(update={"matmul_precision": "high", "dtype": "float64"}), pictures())
-
-
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("model", ["vae[hidden=8,latent=2]", "belief-net-vae[hidden=8,latent=4]"])

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import cli, records
+from benchmarks import records
 from benchmarks.records import BlockResult, Cell, Cost, Manifest, Record
 
 PROBLEM = "gaussian-1d[loc=1.2,scale=0.8,x=1.0,prior_loc=0.0]"
 Z = 1.959963984540054
-
-
-@pytest.fixture
-def gradest(monkeypatch, capsys):
-    """The command line in this process: exit code, standard output and standard error of ``gradest ARGUMENTS``."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gradest", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code, *capsys.readouterr()
-
-    return call
 
 
 def block(name: str, variance: float, reach: float, **how: object) -> BlockResult:
