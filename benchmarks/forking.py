@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
@@ -22,32 +23,53 @@ def begin() -> None:
             forkserver.ensure_running()
 
 
-class startable:
+@contextmanager
+def awake() -> Iterator[None]:
+    """While one waits for that process, it goes on: estimators may stop it whenever they like.
+
+    Stopped, it starts no worker, tells of none that it has ended, and whoever waits for it waits for ever.
+    """
+    over = threading.Event()
+
+    def go_on() -> None:
+        while True:
+            if pid := getattr(forkserver._forkserver, "_forkserver_pid", None):
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGCONT)
+            if over.wait(0.1):
+                return
+
+    helper = threading.Thread(target=go_on, name="gradest-nursery", daemon=True)
+    helper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        helper.join()
+
+
+@contextmanager
+def startable() -> Iterator[None]:
     """While a worker is started: nothing of the working folder is taken for a module, and a daemon may have children.
 
     The folder may well have a ``benchmarks`` of its own. Workers of dask are daemons, which multiprocessing forbids
     to have children for fear of orphans; ours die with their parent.
     """
-
-    turn = threading.Lock()
-
-    def __enter__(self) -> None:
-        self.turn.acquire()
-        self.path = os.environ.get("PYTHONSAFEPATH")
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    with _TURN, awake():
+        path, daemon = os.environ.get("PYTHONSAFEPATH"), config.pop("daemon", None)
         os.environ["PYTHONSAFEPATH"] = "1"
-        config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-        self.daemon = config.pop("daemon", None)
-        if pid := getattr(forkserver._forkserver, "_forkserver_pid", None):
-            with suppress(OSError):  # an estimator may have stopped it, and then one would wait for ever
-                os.kill(pid, signal.SIGCONT)
         # The second is imported when a cell ends, and torch imports the third when vmap is first used: each takes a second.
         forkserver.set_forkserver_preload(["benchmarks.worker", "benchmarks.metrics", "torch._dynamo"])
+        try:
+            yield
+        finally:
+            if path is None:
+                del os.environ["PYTHONSAFEPATH"]
+            else:
+                os.environ["PYTHONSAFEPATH"] = path
+            if daemon is not None:
+                config["daemon"] = daemon
 
-    def __exit__(self, *problem: object) -> None:
-        if self.path is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = self.path
-        if self.daemon is not None:
-            multiprocessing.current_process()._config["daemon"] = self.daemon  # type: ignore[attr-defined]
-        self.turn.release()
+
+_TURN = threading.Lock()

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from . import worker
-from .forking import METHOD, startable
+from .forking import METHOD, awake, startable
 
 START_SECONDS = 300.0
 """A worker that has not reported for duty by then is given up."""
@@ -39,6 +39,8 @@ TRIES = 3
 PAUSE = 0.5
 """Seconds before the second try, twice that before the third: a process that forks workers and was killed takes a moment to be
 gone, and until then it is believed to be there."""
+LEAVING = 5.0
+"""Seconds for a worker that has closed its pipe, or was killed, to be gone; one that had to be killed has no exit code of its own."""
 ORPHANED = 255
 """What multiprocessing says of a worker whose end it could not learn, because the process that forked it is dead: it may well
 have been another worker's estimator that killed that, and all workers with it."""
@@ -274,8 +276,12 @@ class Local(Executor):
                 return
             else:
                 raise EOFError
-        except (OSError, EOFError, ValueError):
-            slot.process.join(1)
+        except ValueError:
+            self._died(slot, None)
+            return
+        except (OSError, EOFError):
+            with awake():  # who forked it tells with which code it left
+                slot.process.join(LEAVING)
             self._died(slot, slot.process.exitcode)
             return
         if not slot.ready:
@@ -316,7 +322,8 @@ class Local(Executor):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # no group yet, where it is still starting
             process.kill()
-            process.join(5)
+            with awake():
+                process.join(LEAVING)
             slot.pipe.close()  # type: ignore[union-attr]
             slot.pipe, slot.ready, slot.kin = None, False, ""
             if task is not None and why is not None:

@@ -279,6 +279,14 @@ class StopsTheNursery(Right):
         os.kill(os.getppid(), signal.SIGSTOP)
 
 
+class StopsTheNurseryAndDies(Right):
+    """With the one who would tell its exit code stopped, nobody would learn it."""
+
+    def mischief(self, log_w):
+        os.kill(os.getppid(), signal.SIGSTOP)
+        os._exit(7)
+
+
 class Crashes(Right):
     def mischief(self, log_w):
         ctypes.string_at(0)

@@ -58,6 +58,7 @@ EXPECTED = {
     "TakesAWhile": ("ok", ""),  # it is killed with the next one, and then begun alone
     "KillsTheNursery": ("killed", ""),  # begun anew, alone, until that is enough
     "StopsTheNursery": ("ok", ""),  # the next worker is had nevertheless
+    "StopsTheNurseryAndDies": ("killed", "its process died (exit code 7)"),
     "StartsADaemonAndDies": ("killed", "its process died (exit code 7)"),
     "OpensTooMany": ("error", "Too many open files"),
     "WritesToAllFiles": ("ok", ""),  # its worker is ended, and its record is there
