@@ -20,6 +20,7 @@ from . import sizes
 from .moments import BlockMoments
 from .records import BlockResult, Verdict
 from .references.truth import Truth
+from .sizes import Z95
 
 LEVEL = 1e-5
 """False-alarm rate of one block's verdict on an unbiased estimator, all directions together (Bonferroni)."""
@@ -32,7 +33,6 @@ FEW = 10_000
 """Blocks with more coordinates than this are tested along their directions alone."""
 GROUPS = 16
 """Means of which a median is taken where there is no variance."""
-Z95 = float(stats.norm.isf(0.025))
 
 
 def summarize(
@@ -214,7 +214,7 @@ def _signal_to_noise(moments: BlockMoments, mean_norm: float, V: float, V_error:
 
     The interval of the signal s = |E g|^2 is Wilson's: all s that lie within 1.96 of *their own* standard errors,
     (4 s a / R + 2 tr(Sigma^2) / R^2)^(1/2) with a the variance along E g, of the estimate of s. Standard errors at the
-    estimate itself would fail where the signal is near its floor. Joined with that of V by :func:`_ratio_interval`.
+    estimate itself would fail where the signal is near its floor. Joined with that of V by :func:`.sizes.ratio_interval`.
     """
     assert moments.distance is not None and moments.coordinates is not None and moments.along is not None
     R, variances = moments.distance.count, moments.coordinates.variance
@@ -227,32 +227,12 @@ def _signal_to_noise(moments: BlockMoments, mean_norm: float, V: float, V_error:
     centre = signal + 2 * Z95**2 * along / R
     reach = Z95 * math.sqrt(max(4 * signal * along / R + 4 * (Z95 * along / R) ** 2 + 2 * trace_square / R**2, 0.0))
     low, high = max(centre - reach, 0.0), max(centre + reach, 0.0)
-    ratio = _ratio_interval(signal, (low, high), V, math.exp(min(Z95 * V_error / V, 700.0)))
+    ratio = sizes.ratio_interval(signal, (low, high), V, math.exp(min(Z95 * V_error / V, 700.0)))
     return {
         "snr": math.sqrt(max(signal, 0.0) / V),
         "snr_interval": (math.sqrt(ratio[0]), math.sqrt(ratio[1])),
         "snr_floor": (2 * trace_square / V**2) ** 0.25 / math.sqrt(R),
     }
-
-
-def _ratio_interval(s: float, limits: tuple[float, float], V: float, factor: float) -> tuple[float, float]:
-    """95 % interval of s/V from intervals of its parts, ``limits`` of s and (V/factor, V factor) of V: Donner & Zou's MOVER.
-
-    The parts' errors are joined in quadrature. Where V is known to no better than a factor of two, ends are divided by ends.
-
-    References:
-        Donner & Zou (2012), section 2.3.
-    """
-    low, high = limits
-    if factor >= 2:
-        return low / (V * factor), high * factor / V
-    shrink, grow = V / factor * (2 * V - V / factor), V * factor * (2 * V - V * factor)
-    below = (s * V) ** 2 - low * (2 * s - low) * grow
-    above = (s * V) ** 2 - high * (2 * s - high) * shrink
-    return (
-        max((s * V - math.sqrt(max(below, 0.0))) / grow, 0.0) if low > 0 else 0.0,
-        (s * V + math.sqrt(max(above, 0.0))) / shrink,
-    )
 
 
 def _bias(

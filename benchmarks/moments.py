@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from . import sizes
+
 RESERVOIR = 8192
 LARGEST = 1000
 TAIL_ROWS = 1_000_000
@@ -154,14 +156,9 @@ class Groups:
         return float((self._centred() @ vector).square().sum()) / self.freedom
 
     def square_trace(self) -> float:
-        """tr(S^2) of the covariance S of one row, without bias where the groups' means are normal.
-
-        References:
-            Srivastava (2005), section 2.
-        """
-        n, centred = self.freedom, self._centred()
-        gram = centred @ centred.T / n
-        return float(gram.square().sum() - gram.trace().square() / n) * n**2 / ((n - 1) * (n + 2))
+        """tr(S^2) of the covariance S of one row, without bias where the groups' means are normal."""
+        centred = self._centred()
+        return sizes.square_trace(centred @ centred.T, self.freedom)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The interval of a size that is seen with noise: of |b|, where b and noise are known by their sum alone.
+"""The interval of a size that is seen with noise: of |b|, where b and noise are known by their sum alone; and of a ratio.
 
 |b + e|^2 exceeds |b|^2 by the noise's own, and near zero that is all there is. What it is for a given |b| depends on how the
 noise is spread over the coordinates: on tr(S), tr(S^2) and the variance along b, S the noise's covariance.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 
-from scipy import optimize, special
+from scipy import optimize, special, stats
+from torch import Tensor
 
+Z95 = float(stats.norm.isf(0.025))
 FAR = 1e4
 """Degrees of freedom, with non-centrality, from which a normal law stands for a chi-squared one."""
 TOP = 37.0
@@ -71,3 +73,36 @@ def interval(
         step *= 2
         end += step
     return unit * math.sqrt(low), unit * math.sqrt(optimize.brentq(believable, middle, end))
+
+
+def square_trace(gram: Tensor, freedom: int) -> float:
+    """tr(S^2) without bias, from vectors of covariance S about their mean, given their products; normal vectors.
+
+    Arguments:
+        gram: products of the centred vectors, ``(n, n)``. freedom: how many of them are free, usually n - 1.
+
+    References:
+        Srivastava (2005), section 2.
+    """
+    squares, trace = float(gram.square().sum()), float(gram.trace())
+    return (squares - trace**2 / freedom) / ((freedom - 1) * (freedom + 2))
+
+
+def ratio_interval(s: float, limits: tuple[float, float], V: float, factor: float) -> tuple[float, float]:
+    """95 % interval of s/V from intervals of its parts, ``limits`` of s and (V/factor, V factor) of V: Donner & Zou's MOVER.
+
+    The parts' errors are joined in quadrature. Where V is known to no better than a factor of two, ends are divided by ends.
+
+    References:
+        Donner & Zou (2012), section 2.3.
+    """
+    low, high = limits
+    if factor >= 2:
+        return low / (V * factor), high * factor / V
+    shrink, grow = V / factor * (2 * V - V / factor), V * factor * (2 * V - V * factor)
+    below = (s * V) ** 2 - low * (2 * s - low) * grow
+    above = (s * V) ** 2 - high * (2 * s - high) * shrink
+    return (
+        max((s * V - math.sqrt(max(below, 0.0))) / grow, 0.0) if low > 0 else 0.0,
+        (s * V + math.sqrt(max(above, 0.0))) / shrink,
+    )

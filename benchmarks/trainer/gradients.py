@@ -6,7 +6,7 @@ minibatches several estimates are made, so that the variance splits (one-way ana
     Monte Carlo noise   mean over minibatches of the variance among their own estimates
     minibatch noise     variance of the minibatches' mean estimates, less what Monte Carlo noise leaves in it
 
-Both are summed over the coordinates of a layer. Minibatches are what is independent, so intervals are jackknifed over them.
+Both are summed over the coordinates of a layer. Minibatches are what is independent, so intervals are of their spread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from estimators import BLOCKS, Estimator, LatentModel, Parameters
 from estimators.trees import tree_map
 
-from .. import cost
+from .. import cost, sizes
 from ..data import binarize
 from ..problems.family import Family
 from ..registry import Registry
@@ -230,7 +230,10 @@ def measured(
 
 
 def split(means: Tensor, within: Tensor, repeats: int) -> dict[str, Any]:
-    """Signal and both noises of one layer, with 95 % intervals from a jackknife over minibatches.
+    """Signal and both noises of one layer, with 95 % intervals.
+
+    Those of the noises are jackknifed over minibatches, of positive ones on the log scale; that of the signal is of a size seen with noise (:mod:`.sizes`), of which
+    minibatches are the sample; a jackknife would err near zero, where the signal of an estimate and that of the truth part.
 
     Arguments:
         means: of each minibatch's estimates, ``(G, P)``. within: variance among them, summed over coordinates, ``(G,)``.
@@ -244,37 +247,60 @@ def split(means: Tensor, within: Tensor, repeats: int) -> dict[str, Any]:
     gram = means @ means.T
     diagonal, row = gram.diagonal(), gram.sum(1)
 
-    def of(n: int, total: Tensor, squares: Tensor, inner: Tensor) -> dict[str, Tensor]:
+    def noises(n: int, total: Tensor, squares: Tensor, inner: Tensor) -> dict[str, Tensor]:
         spread = (squares - total / n) / (n - 1)  # of minibatch means about their mean
         carlo = inner / n
-        signal = total / n**2 - spread / n
-        variance = spread - carlo / repeats + carlo
-        snr = signal.clamp_min(0).sqrt() / variance.clamp_min(1e-300).sqrt()
         return {
-            "monte_carlo": carlo, "minibatch": spread - carlo / repeats, "variance": variance,
-            "signal": signal.clamp_min(0).sqrt(), "snr": snr,
+            "monte_carlo": carlo, "minibatch": spread - carlo / repeats, "variance": spread - carlo / repeats + carlo
         }  # fmt: skip
 
-    whole = of(G, gram.sum(), diagonal.sum(), within.sum())
-    left_out = of(G - 1, gram.sum() - 2 * row + diagonal, diagonal.sum() - diagonal, within.sum() - within)
+    whole = noises(G, gram.sum(), diagonal.sum(), within.sum())
+    left_out = noises(G - 1, gram.sum() - 2 * row + diagonal, diagonal.sum() - diagonal, within.sum() - within)
     quantile = float(stats.t.ppf(0.975, G - 1))
     found: dict[str, Any] = {}
+    factor = 1.0
     for name, value in whole.items():
-        others = left_out[name]
-        error = float(((G - 1) / G * (others - others.mean()).square().sum()).sqrt())
-        middle, half = float(value), quantile * error
-        found |= {name: _finite(middle), f"{name}_low": _finite(middle - half), f"{name}_high": _finite(middle + half)}
-    return found
+        others, middle = left_out[name], float(value)
+        half = quantile * float(((G - 1) / G * (others - others.mean()).square().sum()).sqrt())
+        if name == "minibatch":  # a difference, which may lie below zero
+            found |= _between(name, middle, middle - half, middle + half)
+            continue
+        factor = math.exp(min(half / middle, 700.0)) if middle > 0 else 1.0
+        found |= _between(name, middle, middle / factor, middle * factor)
+    squared, low, high = _signal(gram, means.shape[1], quantile)
+    found |= _between("signal", math.sqrt(max(squared, 0.0)), low, high)
+    V = float(whole["variance"])
+    if not V > 0:
+        return found | _between("snr", math.nan, math.nan, math.nan)
+    limits = sizes.ratio_interval(squared, (low**2, high**2), V, factor)
+    return found | _between("snr", math.sqrt(max(squared, 0.0) / V), math.sqrt(limits[0]), math.sqrt(limits[1]))
+
+
+def _signal(gram: Tensor, dimensions: int, quantile: float) -> tuple[float, float, float]:
+    """Unbiased |E g|^2, and the 95 % interval of |E g|, from the products of G independent vectors."""
+    G = len(gram)
+    total, row = float(gram.sum()) / G**2, gram.sum(1) / G
+    centred = gram - row[:, None] - row + total
+    V = float(centred.trace()) / (G - 1)
+    if not (V > 0 and total > 0 and math.isfinite(total)):
+        return total - V / G, math.sqrt(max(total, 0.0)), math.sqrt(max(total, 0.0))
+    square_trace = max(sizes.square_trace(centred, G - 1), V**2 / dimensions)
+    along = float((row - total).square().sum()) / (G - 1) / total * (quantile / sizes.Z95) ** 2
+    return total - V / G, *sizes.interval(total, V / G, square_trace / G**2, min(along, V) / G)
+
+
+def _between(name: str, value: float, low: float, high: float) -> dict[str, float | None]:
+    return {name: _finite(value), f"{name}_low": _finite(low), f"{name}_high": _finite(high)}
 
 
 def _mean(name: str, values: Tensor | None) -> dict[str, float | None]:
     """A mean over minibatches with its 95 % interval."""
     if values is None or not bool(values.isfinite().all()):
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
+        return _between(name, math.nan, math.nan, math.nan)
     G = len(values)
     half = float(stats.t.ppf(0.975, G - 1)) * float(values.std()) / math.sqrt(G)
     middle = float(values.mean())
-    return {name: middle, f"{name}_low": middle - half, f"{name}_high": middle + half}
+    return _between(name, middle, middle - half, middle + half)
 
 
 def _cosine(several: Tensor, one: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from benchmarks import cli
 from benchmarks import data as digits_data
 from benchmarks.records import StudyRecord, read
 from benchmarks.registry import Registry
+from benchmarks.sizes import interval
 from benchmarks.trainer import gradients
 from benchmarks.trainer.families import family
 from benchmarks.trainer.gradient_study import GradientPlan, run
@@ -120,9 +121,8 @@ def test_intervals_are_those_of_a_jackknife_done_by_leaving_out():
 
     def numbers(means, within):
         spread = ((means - means.mean(0)) ** 2).sum() / (len(means) - 1)
-        signal = math.sqrt(max(0.0, (means.mean(0) ** 2).sum() - spread / len(means)))
         carlo, batch = within.mean(), spread - within.mean() / 3
-        return {"monte_carlo": carlo, "minibatch": batch, "signal": signal, "snr": signal / math.sqrt(carlo + batch)}
+        return {"monte_carlo": carlo, "minibatch": batch, "variance": carlo + batch}
 
     found = split(torch.tensor(means), torch.tensor(within), 3)
     left = [numbers(np.delete(means, i, 0), np.delete(within, i)) for i in range(9)]
@@ -130,7 +130,31 @@ def test_intervals_are_those_of_a_jackknife_done_by_leaving_out():
         others = np.array([each[name] for each in left])
         half = 2.306004 * math.sqrt(8 / 9 * ((others - others.mean()) ** 2).sum())  # t quantile of eight degrees
         assert found[name] == pytest.approx(value)
-        assert (found[f"{name}_high"] - found[f"{name}_low"]) / 2 == pytest.approx(half, rel=1e-6)
+        limits = (found[f"{name}_low"], found[f"{name}_high"])
+        factor = math.exp(half / value)
+        expected = (value - half, value + half) if name == "minibatch" else (value / factor, value * factor)
+        assert limits == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0])
+def test_the_interval_of_the_signal_is_that_of_a_size_seen_with_the_noise_of_a_mean(size):
+    g = np.random.default_rng(0)
+    means = g.normal(size, [0.5, 1, 2, 3], (9, 4))
+    found = split(torch.tensor(means), torch.tensor(g.random(9)), 3)
+    mean, covariance = means.mean(0), np.cov(means.T)
+    squares = 64 / 70 * (np.trace(covariance @ covariance) - np.trace(covariance) ** 2 / 8)  # of the true one, unbiased
+    along = mean @ covariance @ mean / (mean @ mean) * (2.306004 / 1.959964) ** 2
+    expected = interval(mean @ mean, np.trace(covariance) / 9, squares / 81, along / 9)
+    assert (found["signal_low"], found["signal_high"]) == pytest.approx(expected, rel=1e-5)
+    assert found["signal"] == pytest.approx(math.sqrt(max(0.0, mean @ mean - np.trace(covariance) / 9)))
+    assert found["snr_low"] <= found["snr"] <= found["snr_high"]
+    assert (found["snr_low"] == 0) == (found["signal_low"] == 0) == (size == 0)
+
+
+def test_where_nothing_varies_the_signal_is_known():
+    found = split(torch.full((9, 2), 3.0).double(), torch.zeros(9).double(), 2)
+    assert found["signal"] == found["signal_low"] == found["signal_high"] == pytest.approx(math.sqrt(18))
+    assert found["snr"] is found["snr_low"] is found["snr_high"] is None
 
 
 def test_a_long_run_says_how_far_it_is_from_the_truth():
