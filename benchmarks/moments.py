@@ -13,13 +13,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import sizes
+from .sizes import square_trace
 
 RESERVOIR = 8192
 LARGEST = 1000
 TAIL_ROWS = 1_000_000
 """Tails are judged on this many replicates at most: the largest thousandth of them is what is kept."""
-GROUPS = 64
+GROUPS = 256
 FOURTH_ORDER_COLUMNS = 10_000
 RANDOM_DIRECTIONS = 8
 STRIP = 2**13
@@ -121,7 +121,7 @@ class Tail:
 
 
 class Groups:
-    """What columns have in common: sums of every 64th of the first rows, a sample of the mean's law in 64 vectors.
+    """What columns have in common: sums of every 256th of the first rows, a sample of the mean's law.
 
     A covariance of thousands of columns is too large to keep, and two numbers of it are all that an interval needs.
     """
@@ -141,14 +141,13 @@ class Groups:
         """Deviations of the groups' means, each with the covariance of one row; the sum of their squares has n - 1 degrees."""
         used = min(self.count, GROUPS)
         sums = self.sums[:used]
-        sizes = (self.count // GROUPS + (torch.arange(used, device=sums.device) < self.count % GROUPS)).double()[
-            :, None
-        ]
-        return (sums / sizes - sums.sum(0) / self.count) * sizes.sqrt()
+        extra = torch.arange(used, device=sums.device) < self.count % GROUPS
+        rows = (self.count // GROUPS + extra).double()[:, None]
+        return (sums / rows - sums.sum(0) / self.count) * rows.sqrt()
 
     @property
     def freedom(self) -> int:
-        """Degrees of freedom of the two below."""
+        """Degrees of freedom of what is below."""
         return min(self.count, GROUPS) - 1
 
     def variance_along(self, vector: Tensor) -> float:
@@ -158,7 +157,14 @@ class Groups:
     def square_trace(self) -> float:
         """tr(S^2) of the covariance S of one row, without bias where the groups' means are normal."""
         centred = self._centred()
-        return sizes.square_trace(centred @ centred.T, self.freedom)
+        return square_trace(centred @ centred.T, self.freedom)
+
+    def largest_variance(self) -> float:
+        """The largest variance of one row along any direction: the largest eigenvalue of S."""
+        centred = self._centred()
+        # The same largest eigenvalue, of whichever product is smaller.
+        products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+        return float(torch.linalg.eigvalsh(products)[-1]) / self.freedom
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 CLIP = 0.01
 """Part of the draws, at either end, that count no more than the one at the edge: two rare ones make no correlation."""
 LEVEL = 5.0
-"""Standard errors of a correlation, beyond those that the largest of so many has by chance."""
+"""Standard errors of a correlation of normal numbers, beyond those that the largest of so many has by chance."""
 
 
 def dependence(deviations: Tensor) -> str | None:
@@ -23,20 +23,37 @@ def dependence(deviations: Tensor) -> str | None:
     if not bool(noisy.any()):
         return None
     n, standardised = len(deviations), deviations[:, noisy] / spread[noisy].sqrt()
-    lag = float((standardised[1:] * standardised[:-1]).mean(0).abs().max())
-    if lag * math.sqrt(n) > LEVEL + math.sqrt(2 * math.log(standardised.shape[1])):
-        return f"neighbouring estimates are correlated ({lag:.2f})"
+    lag = (standardised[1:] * standardised[:-1]).mean(0).abs()
+    if bool((lag > _limit(n, standardised.shape[1], standardised.abs().amax(0))).any()):
+        return f"neighbouring estimates are correlated ({float(lag.max()):.2f})"
     mix = torch.randn(standardised.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    correlation = _correlations(standardised @ mix.to(standardised))
-    if correlation is not None:
+    found = _correlations(standardised @ mix.to(standardised))
+    if found is not None:
+        correlation, largest = found
         worst = int(correlation.abs().argmax())
-        if float(correlation[worst].abs()) * math.sqrt(n) > LEVEL + math.sqrt(2 * math.log(n)):
+        if float(correlation[worst].abs()) > float(_limit(n, n, largest)):
             return f"estimates that are {worst + 1} apart are correlated ({float(correlation[worst]):.2f})"
     return None
 
 
-def _correlations(x: Tensor) -> Tensor | None:
-    """Of numbers ``(R,)`` at lags from 1 to 15/16 of R, each as uncertain as the first; ``None`` of what hardly varies."""
+def _limit(n: int, among: int, largest: Tensor) -> Tensor:
+    """What the largest ``among`` correlations of n numbers stay below, the numbers of variance 1 and at most ``largest`` in size.
+
+    Where t standard errors would do for normal products, those that are as large as M need t (1 + t' M / (3 n^(1/2)))^(1/2) = t'
+    of them: a few rare draws that happen to be neighbours make a correlation, too.
+
+    References:
+        Freedman (1975), theorem 1.6 (Bernstein's inequality for martingales).
+    """
+    square = (LEVEL + math.sqrt(2 * math.log(among))) ** 2
+    skew = square * largest.square() / (3 * math.sqrt(n))
+    return (skew + (skew.square() + 4 * square).sqrt()) / 2 / math.sqrt(n)
+
+
+def _correlations(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Of numbers ``(R,)`` at lags from 1 to 15/16 of R, each as uncertain as the first, and the largest of them in standard
+    deviations; ``None`` of what hardly varies.
+    """
     n = len(x)
     low, high = x.kthvalue(max(1, int(CLIP * n))).values, x.kthvalue(n - int(CLIP * n)).values
     x = x.clamp(low, high)
@@ -47,4 +64,4 @@ def _correlations(x: Tensor) -> Tensor | None:
     spectrum = torch.fft.rfft(x, n=2 * n)
     lags = torch.arange(1, 15 * n // 16, device=x.device)
     sums = torch.fft.irfft(spectrum.abs().square(), n=2 * n)[1 : 15 * n // 16]
-    return sums / square / (n * (n - lags)).sqrt()
+    return sums / square / (n * (n - lags)).sqrt(), x.abs().max() / square.sqrt()

@@ -165,6 +165,25 @@ def test_independent_draws_of_any_law_are_not_refused_for_dependence():
     assert [dependence(rows - rows.mean(0)) for rows in laws] == [None] * len(laws)
 
 
+def test_a_few_rare_draws_may_be_neighbours():
+    """One draw in 83 is 1, of 20,000; the pairs of neighbours among them are Poisson with mean 2.9.
+
+    More than 14 come with a probability of 2e-7, more than 40 with one of 1e-29.
+    """
+
+    def with_pairs(pairs):
+        rows = torch.zeros(20_000, dtype=torch.float64)
+        for place in torch.randperm(19_990, generator=torch.Generator().manual_seed(0)).tolist():
+            if rows.sum() < 240 and not rows[max(place - 1, 0) : place + 3].any():
+                rows[place : place + (2 if pairs else 1)] = 1.0
+                pairs -= pairs > 0
+        return rows[:, None]
+
+    assert [dependence(rows - rows.mean(0)) for rows in (with_pairs(12), with_pairs(14))] == [None, None]
+    rows = with_pairs(40)
+    assert "neighbouring" in str(dependence(rows - rows.mean(0)))
+
+
 def test_a_budget_that_is_too_small_is_inconclusive():
     def noisy(generator):
         return MEAN + 300 * torch.randn(4096, 5, generator=generator, dtype=torch.float64)

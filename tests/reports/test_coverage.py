@@ -32,13 +32,15 @@ LAWS = {
 
 
 @cache
-def results(law, snr, bias, replicates, runs, seed):
-    """What is said of each of ``runs`` sets of normal replicates, their mean along the diagonal, the reference off by ``bias``."""
+def results(law, snr, bias, replicates, runs, seed, direction="first"):
+    """What is said of each of ``runs`` sets of normal replicates, their mean along the diagonal.
+
+    The reference is off by ``bias`` along the first coordinate, or where there is most noise.
+    """
     root = LAWS[law]
     dimensions, V = len(root), float(np.trace(root @ root.T))
     mean = snr * math.sqrt(V / dimensions) * np.ones(dimensions)
-    # Along the first coordinate; where the noise has one direction, along that.
-    along = np.ones(dimensions) / math.sqrt(dimensions) if law == "20 that go together" else np.eye(dimensions)[0]
+    along = np.linalg.eigh(root @ root.T)[1][:, -1] if direction == "loudest" else np.eye(dimensions)[0]
     reference = mean - bias * math.sqrt(V) * along
     rng = np.random.default_rng(seed)
     return V, [measured(mean + rng.standard_normal((replicates, dimensions)) @ root.T, reference) for _ in range(runs)]
@@ -70,13 +72,22 @@ def test_signal_to_noise(law, snr, capsys):
     require(covered([each.snr_interval for each in found], snr), len(found), name, capsys)
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("bias", [0.0, 0.03, 0.2])
-def test_bias(law, bias, capsys):
-    """None, one as large as its noise, and one of many times that."""
-    V, found = results(law, 0.3, bias, 1000, 10_000, 1)
+@pytest.mark.parametrize("bias", [0.0, 0.03, 0.06, 0.2])
+@pytest.mark.parametrize(
+    ("law", "direction"),
+    [(law, "first") for law in LAWS if law != "20 that go together"]
+    + [(law, "loudest") for law in ("5 correlated", "20 that go together")],
+)
+def test_bias(law, direction, bias, capsys):
+    """None, one as large as its noise, one of twice and one of six times that.
+
+    Along a coordinate that is quieter than what it hangs together with, the interval errs on the wide side: which way a bias lies
+    is seen with the noise of the others.
+    """
+    V, found = results(law, 0.3, bias, 1000, 4000, 1, direction)
     hits = covered([each.bias_interval for each in found], bias * math.sqrt(V))
-    require(hits, len(found), f"bias {bias}, {law}", capsys)
+    high = 1.0 if law == "5 correlated" and direction == "first" else 0.96
+    require(hits, len(found), f"bias {bias}, {law}, {direction}", capsys, high=high)
 
 
 def table(found, **columns):
