@@ -267,8 +267,7 @@ def engine(name: str, options: dict[str, Any], workers: int, job: Job, devices: 
         if name == "local":
             if options:
                 raise SpecError(f"the local executor takes no --executor-arg, not {next(iter(options))!r}; see --jobs")
-            locks = tempfile.mkdtemp(prefix="gradest-")
-            stack.callback(shutil.rmtree, locks, ignore_errors=True)
+            locks = stack.enter_context(quiet.folder())
             limits = job if job.memory is not None or devices else replace(job, memory=usual_memory(workers))
             minder = Minder(limits, workers, locks, devices)
             executor: Executor = minder.local

@@ -149,7 +149,7 @@ def _doubt(
 ) -> str:
     """Why no variance is given, ``""`` where there is no reason: the gate of docs/statistics.md.
 
-    A thousandth of the draws must not carry the sum of squares; nor a fifth of it, unless the tail index is surely below 1/2.
+    A thousandth of the draws must not carry the sum of squares; nor 22 % of it, unless the tail index is surely below 1/2.
     """
     if not declared:
         return "the variance does not exist, by theory"

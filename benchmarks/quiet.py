@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
+PREFIX, OWNER = "gradest-locks-", "owner"
 LONG = 1.0
 """Seconds from which a wait is worth remembering."""
 _FOLDER: Path | None = None
@@ -28,6 +31,34 @@ def between(folder: str) -> None:
     """From here on, this process shares its locks with all that name the same folder; before, nobody waits."""
     global _FOLDER
     _FOLDER = Path(folder)
+
+
+@contextmanager
+def folder() -> Iterator[str]:
+    """A new folder for locks, removed at the end; and with it those of processes that were killed before they could do so."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNER}"):
+        with suppress(OSError):  # another's, or gone already
+            _remove_if_left(owner)
+    made = tempfile.mkdtemp(prefix=PREFIX)
+    file = _open(Path(made) / OWNER)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield made
+    finally:
+        os.close(file)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_if_left(owner: Path) -> None:
+    """Remove the folder of an owner's file that nobody has held for a minute or more: as long as its maker lives, it does."""
+    file = os.open(owner, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        facts = os.fstat(file)
+        if facts.st_uid == os.getuid() and time.time() - facts.st_mtime > 60:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
+    finally:
+        os.close(file)
 
 
 def known_as(name: str) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +133,23 @@ def test_items_are_made_behind_the_lock(monkeypatch, tmp_path):
     assert list(quiet.quietly(source())) == [0, 1, 2]
     assert all(a <= b for a, b in pairwise(times)) and (tmp_path / "room").exists()
     assert not list(tmp_path.glob("waiting-*"))
+
+
+def test_folders_of_locks_go_with_their_makers_and_those_of_the_killed_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    maker = "import sys, time\nfrom benchmarks import quiet\nwith quiet.folder() as made: print(made, flush=True); time.sleep(600)"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", maker], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    left = Path(killed.stdout.readline().strip())
+    hour_ago = time.time() - 3600
+    os.utime(left / "owner", (hour_ago, hour_ago))
+    with quiet.folder() as first:
+        assert left.is_dir()  # its maker lives
+        killed.kill()
+        killed.wait()
+        killed.stdout.close()
+        os.utime(Path(first) / "owner", (hour_ago, hour_ago))
+        with quiet.folder() as second:
+            assert {Path(first), Path(second)} == {*tmp_path.iterdir()}  # what was left is gone, what is held is not
+    assert not [*tmp_path.iterdir()]
