@@ -140,6 +140,7 @@ def test_the_page_has_the_records_numbers(page: str) -> None:
     assert "vimco at K = 1 (initial: K < 2)" in found.text
     assert "<b>" not in "".join(found.cells[:0]) and "Burda &lt;b&gt;" in page
     assert "@inproceedings{burda2016" in page
+    assert "are in part 8" in found.text and 'id="vae"' in page and 'id="cost"' not in page and "#cost" not in page
 
 
 def test_pictures_and_what_is_spoilt(page: str) -> None:
