@@ -6,15 +6,12 @@ One loop drives all of them (:meth:`Engine.as_completed`). What is not of this m
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, TimeoutError, wait
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,6 @@ from .companies import Waiting, companies
 from .local import DiskProblem, Local, WorkerDied, WorkFailed
 from .privacy import private
 from .records import Cell, Record
-from .specs import SpecError
 
 TRIES = 3
 """How often a cell is begun whose time ran out while it waited for others, before that counts as its own fault."""
@@ -254,46 +250,3 @@ class Here(Engine):
 
     def outcome(self, cell: Cell, ended: Future[Any]) -> Record | None:
         return self.minder.outcome(cell, ended)
-
-
-@contextmanager
-def engine(name: str, options: dict[str, Any], workers: int, job: Job, devices: Sequence[str] = ()) -> Iterator[Engine]:
-    """The engine of a name, dismissed at the end; when an exception passes, cells in flight are cancelled.
-
-    Raises:
-        SpecError: if there is none of that name, or it cannot be made.
-    """
-    with ExitStack() as stack:
-        if name == "local":
-            if options:
-                raise SpecError(f"the local executor takes no --executor-arg, not {next(iter(options))!r}; see --jobs")
-            locks = stack.enter_context(quiet.folder())
-            limits = job if job.memory is not None or devices else replace(job, memory=usual_memory(workers))
-            minder = Minder(limits, workers, locks, devices)
-            executor: Executor = minder.local
-            made: Engine = Here(minder, workers)
-        else:
-            from . import elsewhere
-
-            job = replace(job, token=secrets.token_hex(8))
-            stack.callback(shutil.rmtree, Path(tempfile.gettempdir()) / f"gradest-{job.token}", ignore_errors=True)
-            executor, capacity = (
-                stack.enter_context(elsewhere.dask(options, workers))
-                if name == "dask"
-                else elsewhere.made(name, options, workers)
-            )
-            made = elsewhere.Elsewhere(executor, capacity, job)
-        try:
-            yield made
-        except BaseException:
-            _cancel(executor)
-            raise
-        executor.shutdown(wait=True)
-
-
-def _cancel(executor: Executor) -> None:
-    """Cancel what is in flight. Our own workers are gone when this returns; those of others are not waited for."""
-    try:
-        executor.shutdown(wait=isinstance(executor, Local), cancel_futures=True)
-    except TypeError:  # dask's knows no such argument, and cancels where it does not wait
-        executor.shutdown(wait=False)

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from . import environment, executors, records
+from . import engines, environment, executors, records
 from .executors import ExecutorLost, Job, StoreError, usable_cores, writing
 from .privacy import private
 from .records import Cell, Cost, Manifest, Record
@@ -139,7 +139,7 @@ def run(
     """
     tally = Tally()
     limits = Job(str(folder.resolve()), plugins, timeout, None if memory is None else int(memory * 2**30))
-    with executors.engine(executor, options or {}, workers, limits, graphics(cells)) as engine, writing():
+    with engines.engine(executor, options or {}, workers, limits, graphics(cells)) as engine, writing():
         for cell in {(cell.problem, cell.dtype, cell.device): cell for cell in cells}.values():
             preparing(cell.problem)
             # A failure here is not lost: the cells of this problem will meet it again, and say so.

@@ -24,6 +24,7 @@ from .common import (
     print_json,
     pyro_problem,
 )
+from .running import run
 
 METERS = ("evaluations", "seconds", "flops", "bytes")
 
@@ -145,8 +146,6 @@ def _suited(registry: Any, target: str, block: str) -> list[str]:
 
 def _measure(problem: str, estimators: list[str], num_samples: str, replicates: int, out: Path, plugin: Any) -> None:
     """``gradest run``, with what it says on standard error."""
-    from ..cli import run
-
     with contextlib.redirect_stdout(sys.stderr):
         run(
             problem=[problem], estimator=estimators, num_samples=num_samples, replicates=replicates, out=out,
