@@ -305,10 +305,11 @@ def _bias_interval(
     # How the errors of the reference hang together is not known: as if they all did, and with ours.
     joined = (math.sqrt(square_trace) / R + max(noise - V / R, 0.0)) ** 2
     # Noise along what is seen is not that along the bias: noise itself lies where there is most of it. What it adds is taken away;
-    # and as little is left near the floor, there the bias may lie where noise is largest.
+    # and as little is left near the floor, there the bias counts as lying where noise is large: between its largest variance along
+    # any direction and that along its own, tr(S^2) / tr(S).
     seen = max(groups.variance_along(unit) * distance**2 - square_trace / R, 0.0)
-    clear = max(distance**2 - noise, 0.0)
-    along = (seen + groups.largest_variance() * noise / 2) / (clear + noise / 2)
+    large = math.sqrt(groups.largest_variance() * square_trace / V)
+    along = (seen + large * noise / 2) / (max(distance**2 - noise, 0.0) + noise / 2)
     along *= (float(stats.t.isf(0.025, groups.freedom)) / Z95) ** 2
     theirs = float(truth.variance_along(unit[None].to(truth.gradient))[0])
     return sizes.interval(distance**2, noise, joined, min(along / R + theirs, noise), wider)
