@@ -308,7 +308,7 @@ def _bias_interval(
     # and as little is left near the floor, there the bias counts as lying where noise is large: between its largest variance along
     # any direction and that along its own, tr(S^2) / tr(S).
     seen = max(groups.variance_along(unit) * distance**2 - square_trace / R, 0.0)
-    large = math.sqrt(groups.largest_variance() * square_trace / V)
+    large = math.sqrt(groups.largest_variance() * square_trace / V) if V > 0 else 0.0
     along = (seen + large * noise / 2) / (max(distance**2 - noise, 0.0) + noise / 2)
     along *= (float(stats.t.isf(0.025, groups.freedom)) / Z95) ** 2
     theirs = float(truth.variance_along(unit[None].to(truth.gradient))[0])
