@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -210,7 +210,9 @@ def _members(module: ModuleType, kind: type) -> dict[str, Any]:
     return found
 
 
+@cache
 def _entry_points(group: str) -> dict[str, Any]:
+    """What installed packages offer; looked up once, since that opens the metadata of all of them."""
     return {point.name: point.load() for point in importlib.metadata.entry_points(group=f"gradest.{group}")}
 
 

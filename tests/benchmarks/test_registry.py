@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import textwrap
 
 import pytest
 import torch
 
+from benchmarks import registry
 from benchmarks.registry import Registry, estimator_spec, load, named, target
 from benchmarks.specs import SpecError
 from estimators import Refusal, Target
@@ -108,6 +110,25 @@ def test_a_plugin_adds_estimators_and_problems(plugin):
     # A base from which others derive is no entry, nor is what the file merely imports.
     assert "Base" not in registry.estimators
     assert set(registry.problems) - set(Registry().problems) == {"narrow"}
+
+
+def test_what_installed_packages_offer_is_there_and_looked_up_once(monkeypatch, plugin):
+    mine = load(plugin(PLUGIN)).Mine
+
+    class Point:
+        name = "theirs"
+        load = staticmethod(lambda: mine)
+
+    asked = []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: asked.append(group) or [Point])
+    registry._entry_points.cache_clear()
+    try:
+        for _ in range(2):
+            found = Registry()
+        assert found.estimators["theirs"] is mine
+        assert asked == ["gradest.estimators", "gradest.problems"]
+    finally:
+        registry._entry_points.cache_clear()
 
 
 def test_a_plugin_may_be_listed_whole(plugin):
