@@ -33,7 +33,7 @@ FEW = 10_000
 """Blocks with more coordinates than this are tested along their directions alone."""
 CARRIED = 0.22
 """Part of the sum of squares that a thousandth of the draws may carry where the tail index may be above 1/2: of thirty laws, 0.3 %
-without a variance are then said to have one, and 3.9 % of the others denied theirs."""
+without a variance are then said to have one, and 3.6 % of the others denied theirs."""
 GROUPS = 16
 """Means of which a median is taken where there is no variance."""
 
