@@ -232,11 +232,11 @@ def measured(
 def split(means: Tensor, within: Tensor, repeats: int) -> dict[str, Any]:
     """Signal and both noises of one layer, with 95 % intervals.
 
-    Those of the noises are jackknifed over minibatches, of positive ones on the log scale; that of the signal is of a size seen with noise (:mod:`.sizes`), of which
-    minibatches are the sample; a jackknife would err near zero, where the signal of an estimate and that of the truth part.
+    Those of the noises are jackknifed over minibatches, of positive ones on the log scale. That of the signal is of a size seen
+    with noise (:mod:`benchmarks.sizes`), of which minibatches are the sample: a jackknife errs near zero.
 
     Arguments:
-        means: of each minibatch's estimates, ``(G, P)``. within: variance among them, summed over coordinates, ``(G,)``.
+        means: of each minibatch's estimates, ``(G, P)`` with G of 3 or more. within: variance among them, summed over coordinates, ``(G,)``.
 
     Returns:
         ``monte_carlo`` and ``minibatch`` (variances of one estimate, which may be estimated below zero), ``signal`` (norm of
