@@ -25,6 +25,7 @@ from .quadrature import exact_expectation, gauss_hermite
 from .replicates import coordinates, stacked, warmed_up
 from .testing_dependence import dependence
 from .testing_exact import TOLERANCE, deviation, settled_expectation
+from .testing_tails import heavy_tail
 from .testing_variance import VarianceFinding, assert_variance_ratio, check_variance_ratio
 
 Outcome = Literal["PASS", "BIASED", "INCONCLUSIVE", "HEAVY_TAIL", "NONFINITE", "NOT_IID"]
@@ -172,9 +173,12 @@ def check_stream(
         return Finding("INCONCLUSIVE", "nothing to test: no block has both a target and a known gradient")
     directions = _directions(expected, tested, parameters)
     centred = (torch.where(tested, rows, 0.0) - expected) @ directions.vectors.T
-    refusal = _refusal(rows, expected, tested, centred)
-    if refusal is not None:
-        return refusal
+    heavy = heavy_tail(rows, stream(), expected, tested)
+    if heavy is not None:
+        return Finding("HEAVY_TAIL", *heavy)
+    dependent = dependence(centred - centred.mean(0))
+    if dependent is not None:
+        return Finding("NOT_IID", dependent, len(rows))
     wrong = _wrong_without_noise(rows, expected, tested, parameters)
     if wrong is not None:
         return wrong
@@ -320,23 +324,6 @@ def _directions(expected: Tensor, tested: Tensor, parameters: Parameters) -> _Di
         add(whole, "along the whole gradient", float(whole.norm()) or math.inf)
     scale_row = expected.new_tensor(scales)
     return _Directions(torch.stack(vectors), labels, EFFECT * scale_row, scale_row)
-
-
-def _refusal(rows: Tensor, expected: Tensor, tested: Tensor, centred: Tensor) -> Finding | None:
-    """HEAVY_TAIL where a thousandth of the draws carries the sum of squares, NOT_IID where draws depend on one another."""
-    for name, columns in (("value", slice(0, 1)), ("gradient", slice(1, None))):
-        squares = torch.where(tested, rows - expected, 0.0)[:, columns].square().sum(1)
-        if float(squares.sum()) <= 0:
-            continue
-        top = squares.topk(max(2, len(squares) // 1000)).values
-        share = float(top.sum() / squares.sum())
-        # Hill's estimator on the norms: their tail index, which must stay below 1/2 for a variance to exist.
-        hill = float((top / top[-1]).log().mean() / 2)
-        if share > 0.5 or (share > 0.2 and hill > 0.5):
-            carried = f"the largest 0.1 % of the draws carry {share:.0%} of the {name}'s sum of squares"
-            return Finding("HEAVY_TAIL", carried, len(rows))
-    reason = dependence(centred - centred.mean(0))
-    return None if reason is None else Finding("NOT_IID", reason, len(rows))
 
 
 def _scale(expected: Tensor, tested: Tensor) -> Tensor:

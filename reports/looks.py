@@ -173,6 +173,7 @@ def blocks(table: pd.DataFrame) -> list[str]:
 
 def powers(axes: Axes, which: str = "xy", least: float = 20.0) -> None:
     """Plain ticks at round numbers on logarithmic axes, which span at least this factor."""
+    _part(axes)
     for name in which:
         limits = getattr(axes, f"get_{name}lim")()
         room = max(1.0, (least / (limits[1] / limits[0])) ** 0.5)
@@ -184,6 +185,14 @@ def powers(axes: Axes, which: str = "xy", least: float = 20.0) -> None:
         ticks = ticks[:: max(1, -(-len(ticks) // 7))]
         getattr(axes, f"{name}axis").set_ticks(ticks, [number(tick, 1) for tick in ticks])
     axes.minorticks_off()
+
+
+def _part(axes: Axes) -> None:
+    """Room about values that agree but for rounding: matplotlib's own margins would round to nothing, with a warning."""
+    for name in "xy":
+        low, high = getattr(axes.dataLim, f"interval{name}")
+        if 0 < low < high < low * (1 + 1e-9):
+            axes.update_datalim([(low / 2, low / 2), (high * 2, high * 2)], updatex=name == "x", updatey=name == "y")
 
 
 def strips(names: Sequence[str], title: str, below: float = 0.9) -> tuple[Figure, Axes, Axes]:

@@ -24,8 +24,12 @@ def pytest_configure(config):
             config.option.entropy = secrets.randbits(62)  # and on to the processes that run the tests
 
 
-def pytest_report_header(config):
+def replay(config):
     return f"fresh seeds: --entropy {config.option.entropy} --rounds {config.option.rounds}"
+
+
+def pytest_report_header(config):
+    return replay(config)
 
 
 def pytest_generate_tests(metafunc):
@@ -41,6 +45,8 @@ def fresh_seed(request):
 
 
 def pytest_terminal_summary(terminalreporter):
+    if any("round" in report.nodeid for report in terminalreporter.getreports("failed")):
+        terminalreporter.write_line(replay(terminalreporter.config))  # -q leaves the header out
     lines = kill_matrix.table()
     if lines:
         terminalreporter.section("kill matrix")

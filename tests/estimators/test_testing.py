@@ -13,6 +13,7 @@ from benchmarks.problems import Gaussian1D
 from estimators import testing
 from estimators.testing import assert_unbiased, check_stream, check_unbiased, exact_expectation, gauss_hermite
 from estimators.testing_dependence import dependence
+from estimators.testing_tails import heavy_tail
 
 PARAMETERS = {"theta": {"a": torch.zeros(1, dtype=torch.float64)}, "phi": {"b": torch.zeros(3, dtype=torch.float64)}}
 TRUTH = {
@@ -98,6 +99,20 @@ def test_heavy_tails_are_refused_and_normal_ones_never():
         return MEAN + torch.tan(math.pi * (uniform - 0.5))
 
     assert [outcome(cauchy, seed).outcome for seed in range(20)] == ["HEAVY_TAIL"] * 20
+
+
+def test_one_large_draw_is_looked_at_again():
+    """A draw that carries most of the squares of 1,000 refuses nothing if none of the next 4,000 does; five do."""
+    everything = torch.ones(5, dtype=torch.bool)
+    rows = torch.randn(1_000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + MEAN
+    spoilt = rows.clone()
+    spoilt[17, 3] += 1_000
+    assert heavy_tail(rows, iter([]), MEAN, everything) is None  # and takes no more draws
+    assert heavy_tail(spoilt, itertools.repeat(rows), MEAN, everything) is None
+    reason, draws = heavy_tail(spoilt, itertools.repeat(spoilt), MEAN, everything)
+    assert "the gradient's sum of squares" in reason and draws == 5_000
+    only_value = torch.arange(5) == 0
+    assert heavy_tail(spoilt, iter([]), MEAN, only_value) is None
 
 
 def test_dependent_estimates_are_refused():

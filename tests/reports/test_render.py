@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.records import Manifest, write
-from reports import render
+from reports import looks, render
 from reports.vector import svg
 
 
@@ -188,3 +188,13 @@ def test_runs_are_laid_over_each_other(tmp_path: Path, fabricate: SimpleNamespac
     text = Page(render(folders, tmp_path / "both.html").read_text(encoding="utf-8")).text
     assert "iwae · before" in text
     assert "iwae · after" in text
+
+
+def test_values_that_differ_by_rounding_alone_have_room_about_them() -> None:
+    """Warnings are errors: matplotlib's margin about them would be none."""
+    axes = Figure().subplots()
+    axes.set(xscale="log", yscale="log")
+    axes.plot([2, 2], [1000.0, 999.9999999999998])
+    looks.powers(axes)
+    low, high = axes.get_ylim()
+    assert low < 500 and high > 2000

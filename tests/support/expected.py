@@ -30,6 +30,8 @@ EITHER = {
     # where log w lies far below 0, its value is near its least but for rare large weights: on one problem of the panel a
     # thousandth of the draws carries about half of the squares, which is where the gate stands
     "f-divergence-score": {0, 3},
+    # a tail index of about 0.4: now and then one draw carries most of the squares, even of 320,000
+    "without-replacement": {0, 3},
 }
 """Those whose exit code depends on the seed, and which codes it may be."""
 
