@@ -303,16 +303,14 @@ def _bias_interval(
     V, unit = float(variances.sum()), difference / distance
     square_trace = min(max(groups.square_trace(), float(variances.square().sum())), V * V)
     # How the errors of the reference hang together is not known: as if they all did, and with ours.
-    joined = (math.sqrt(square_trace) / R + max(noise - V / R, 0.0)) ** 2
-    # Noise along what is seen is not that along the bias: noise itself lies where there is most of it. What it adds is taken away;
-    # and as little is left near the floor, there the bias counts as lying where noise is large: between its largest variance along
-    # any direction and that along its own, tr(S^2) / tr(S).
-    seen = max(groups.variance_along(unit) * distance**2 - square_trace / R, 0.0)
-    large = math.sqrt(groups.largest_variance() * square_trace / V) if V > 0 else 0.0
-    along = (seen + large * noise / 2) / (max(distance**2 - noise, 0.0) + noise / 2)
+    ours = square_trace / R**2
+    joined = (math.sqrt(ours) + max(noise - V / R, 0.0)) ** 2
+    along = sizes.variance_along(
+        distance**2, noise, ours, groups.variance_along(unit) / R, groups.large_variance(square_trace) / R
+    )
     along *= (float(stats.t.isf(0.025, groups.freedom)) / Z95) ** 2
     theirs = float(truth.variance_along(unit[None].to(truth.gradient))[0])
-    return sizes.interval(distance**2, noise, joined, min(along / R + theirs, noise), wider)
+    return sizes.interval(distance**2, noise, joined, min(along + theirs, noise), wider)
 
 
 def _z_scores(

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .sizes import square_trace
+from .sizes import large_variance, square_trace
 
 RESERVOIR = 8192
 LARGEST = 1000
@@ -159,12 +159,10 @@ class Groups:
         centred = self._centred()
         return square_trace(centred @ centred.T, self.freedom)
 
-    def largest_variance(self) -> float:
-        """The largest variance of one row along any direction: the largest eigenvalue of S."""
+    def large_variance(self, square_trace: float) -> float:
+        """Variance of one row where there is much noise, by :func:`benchmarks.sizes.large_variance`."""
         centred = self._centred()
-        # The same largest eigenvalue, of whichever product is smaller.
-        products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
-        return float(torch.linalg.eigvalsh(products)[-1]) / self.freedom
+        return large_variance(centred @ centred.T, self.freedom, square_trace)
 
 
 @dataclass(frozen=True)

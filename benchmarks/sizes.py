@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from scipy import optimize, special, stats
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def interval(
     are tested by the ratio of likelihoods, so the interval is never empty and covers alike at zero and far from it.
 
     Arguments:
-        trace: tr(S), positive. square_trace: tr(S^2), at most tr(S)^2. along: variance of e along b + e.
+        trace: tr(S), positive. square_trace: tr(S^2), at most tr(S)^2. along: variance of e along b.
         wider: factor on all errors, for what is not known of S.
 
     References:
@@ -75,6 +76,19 @@ def interval(
     return unit * math.sqrt(low), unit * math.sqrt(optimize.brentq(believable, middle, end))
 
 
+def variance_along(squared: float, trace: float, square_trace: float, seen: float, large: float) -> float:
+    """Variance of the noise e along b, of which b + e is known, and the variance ``seen`` along that.
+
+    Noise itself lies where there is most of it, and what that adds is taken away: E[(b + e)' S (b + e)] = b' S b + tr(S^2). As
+    little is left near the floor, there b counts as lying where noise is ``large``.
+
+    Arguments:
+        squared: |b + e|^2. trace, square_trace: tr(S), positive, and tr(S^2). large: by :func:`large_variance`.
+    """
+    own = max(seen * squared - square_trace, 0.0)
+    return (own + large * trace / 2) / (max(squared - trace, 0.0) + trace / 2)
+
+
 def square_trace(gram: Tensor, freedom: int) -> float:
     """tr(S^2) without bias, from vectors of covariance S about their mean, given their products; normal vectors.
 
@@ -86,6 +100,39 @@ def square_trace(gram: Tensor, freedom: int) -> float:
     """
     squares, trace = float(gram.square().sum()), float(gram.trace())
     return (squares - trace**2 / freedom) / ((freedom - 1) * (freedom + 2))
+
+
+def cube_trace(gram: Tensor, freedom: int) -> float:
+    """tr(S^3) without bias, as :func:`square_trace`; needs three degrees of freedom.
+
+    Expectations of tr(W)^3, tr(W) tr(W^2) and tr(W^3) of a Wishart matrix W are combinations of those of S, which are solved for.
+
+    References:
+        Letac & Massam (2004), section 4.
+    """
+    n, square = freedom, gram @ gram
+    trace, traces = float(gram.trace()), (float(square.trace()), float((square * gram).sum()))
+    expectations = np.array(
+        [
+            [n**3, 6 * n**2, 8 * n],
+            [n**2, n**3 + n**2 + 4 * n, 4 * n**2 + 4 * n],
+            [n, 3 * n**2 + 3 * n, n**3 + 3 * n**2 + 4 * n],
+        ]
+    )
+    return float(np.linalg.solve(expectations, [trace**3, trace * traces[0], traces[1]])[2])
+
+
+def large_variance(gram: Tensor, freedom: int, square_trace: float) -> float:
+    """tr(S^3) / tr(S^2), a variance where there is much noise: between tr(S^2) / tr(S), that along noise itself, and the largest.
+
+    Arguments:
+        gram, freedom: as of :func:`square_trace`. square_trace: tr(S^2), as it is believed.
+    """
+    trace = float(gram.trace()) / freedom
+    if not trace > 0:
+        return 0.0
+    least, most = square_trace / trace, math.sqrt(square_trace)
+    return least if freedom < 3 else min(max(cube_trace(gram, freedom) / square_trace, least), most)
 
 
 def ratio_interval(s: float, limits: tuple[float, float], V: float, factor: float) -> tuple[float, float]:

@@ -285,8 +285,10 @@ def _signal(gram: Tensor, dimensions: int, quantile: float) -> tuple[float, floa
     if not (V > 0 and total > 0 and math.isfinite(total)):
         return total - V / G, math.sqrt(max(total, 0.0)), math.sqrt(max(total, 0.0))
     square_trace = max(sizes.square_trace(centred, G - 1), V**2 / dimensions)
-    along = float((row - total).square().sum()) / (G - 1) / total * (quantile / sizes.Z95) ** 2
-    return total - V / G, *sizes.interval(total, V / G, square_trace / G**2, min(along, V) / G)
+    seen = float((row - total).square().sum()) / (G - 1) / total
+    large = sizes.large_variance(centred, G - 1, square_trace)
+    along = sizes.variance_along(total, V / G, square_trace / G**2, seen / G, large / G) * (quantile / sizes.Z95) ** 2
+    return total - V / G, *sizes.interval(total, V / G, square_trace / G**2, min(along, V / G))
 
 
 def _between(name: str, value: float, low: float, high: float) -> dict[str, float | None]:

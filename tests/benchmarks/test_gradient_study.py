@@ -13,11 +13,10 @@ from torch.func import jacrev, vmap
 from typer.testing import CliRunner
 
 import estimators
-from benchmarks import cli
+from benchmarks import cli, sizes
 from benchmarks import data as digits_data
 from benchmarks.records import StudyRecord, read
 from benchmarks.registry import Registry
-from benchmarks.sizes import interval
 from benchmarks.trainer import gradients
 from benchmarks.trainer.families import family
 from benchmarks.trainer.gradient_study import GradientPlan, run
@@ -143,8 +142,11 @@ def test_the_interval_of_the_signal_is_that_of_a_size_seen_with_the_noise_of_a_m
     found = split(torch.tensor(means), torch.tensor(g.random(9)), 3)
     mean, covariance = means.mean(0), np.cov(means.T)
     squares = 64 / 70 * (np.trace(covariance @ covariance) - np.trace(covariance) ** 2 / 8)  # of the true one, unbiased
-    along = mean @ covariance @ mean / (mean @ mean) * (2.306004 / 1.959964) ** 2
-    expected = interval(mean @ mean, np.trace(covariance) / 9, squares / 81, along / 9)
+    centred = torch.tensor(means - mean)
+    large = sizes.large_variance(centred @ centred.T, 8, squares)
+    of_mean = mean @ mean, np.trace(covariance) / 9, squares / 81
+    along = sizes.variance_along(*of_mean, mean @ covariance @ mean / (mean @ mean) / 9, large / 9)
+    expected = sizes.interval(*of_mean, along * (2.306004 / 1.959964) ** 2)
     assert (found["signal_low"], found["signal_high"]) == pytest.approx(expected, rel=1e-5)
     assert found["signal"] == pytest.approx(math.sqrt(max(0.0, mean @ mean - np.trace(covariance) / 9)))
     assert found["snr_low"] <= found["snr"] <= found["snr_high"]

@@ -304,17 +304,4 @@ def test_groups_keep_what_columns_have_in_common(count):
         assert found.freedom == n
         assert found.variance_along(unit) == pytest.approx(float(unit.numpy() @ covariance @ unit.numpy()), rel=1e-10)
         assert found.square_trace() == pytest.approx(expected, rel=1e-9)
-        assert found.largest_variance() == pytest.approx(np.linalg.eigvalsh(covariance)[-1], rel=1e-9)
-
-
-def test_the_trace_of_the_squared_covariance_is_unbiased():
-    """Normal noise of one direction and of four, 128 rows: the mean of 4,000 lies within 4.5 standard errors."""
-    rng = np.random.default_rng(3)
-    for root in (np.ones((1, 4)) / 2, np.eye(4) / 2):
-        found = []
-        for _ in range(4000):
-            groups = Groups(torch.zeros(4).double())
-            groups.add(torch.as_tensor(rng.standard_normal((128, len(root))) @ root))
-            found.append(groups.square_trace())
-        exact = float(np.trace((root.T @ root) @ (root.T @ root)))
-        assert abs(np.mean(found) - exact) < 4.5 * np.std(found) / math.sqrt(len(found)), (np.mean(found), exact)
+        assert found.large_variance(expected) >= expected / np.trace(covariance) * (1 - 1e-9)

@@ -209,11 +209,17 @@ def test_work_normalised_variance(capsys):
     require(int(hits), runs, "variance x seconds", capsys)
 
 
+@pytest.mark.parametrize("noise", ["alike", "along one"])
 @pytest.mark.parametrize("size", [0.1, 0.3, 1.0])
-def test_noise_of_training_steps(size, capsys):
-    """Monte Carlo and minibatch noise of a step's gradient, signal, ratio and cosine, of 24 minibatches, each seen twice."""
+def test_noise_of_training_steps(size, noise, capsys):
+    """Monte Carlo and minibatch noise of a step's gradient, signal, ratio and cosine, of 24 minibatches, each seen twice.
+
+    With noise of about the same size in all coordinates, and with most of it where the signal lies.
+    """
     rng, runs, G, repeats, D = np.random.default_rng(8), 4000, 24, 2, 10
     signal, carlo, minibatch = np.full(D, size), np.linspace(0.5, 1.5, D), np.linspace(1.2, 0.4, D)
+    if noise == "along one":
+        signal, carlo = np.eye(D)[0] * size * math.sqrt(D), np.r_[10.0, np.full(D - 1, 0.5)]
     truth = {"monte_carlo": carlo.sum(), "minibatch": minibatch.sum(), "variance": (carlo + minibatch).sum()}
     truth["signal"] = np.linalg.norm(signal)
     truth["snr"] = truth["signal"] / math.sqrt(truth["variance"])
@@ -230,4 +236,6 @@ def test_noise_of_training_steps(size, capsys):
         for name, value in truth.items():
             hits[name] += found[f"{name}_low"] <= value <= found[f"{name}_high"]
     for name, count in hits.items():
-        require(count, runs, f"training step of signal {truth['signal']:.2f}, {name}", capsys)
+        # A sum of squares of 24 numbers, not of 240: fewer than the jackknife, which is normal theory, would like.
+        low = 0.91 if noise == "along one" and name == "monte_carlo" else 0.94
+        require(count, runs, f"training step of signal {truth['signal']:.2f}, noise {noise}, {name}", capsys, low=low)
