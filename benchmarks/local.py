@@ -32,6 +32,8 @@ START_SECONDS = 300.0
 """A worker that has not reported for duty by then is given up."""
 LONGEST = 2**26
 """Bytes that an answer of a worker may have."""
+LONGEST_WAIT = 3600.0
+"""Seconds after which deadlines are looked at again: the system waits for no more than 24 days at once."""
 MARK = "GRADEST_WORKER"
 """The environment variable that tells whose processes are whose."""
 TRIES = 3
@@ -201,7 +203,7 @@ class Local(Executor):
 
     def _patience(self) -> float | None:
         ends = [end for slot in self._slots if (end := self._deadline(slot)) is not None]
-        return max(0.0, min(ends) - time.monotonic()) if ends else None
+        return min(max(0.0, min(ends) - time.monotonic()), LONGEST_WAIT) if ends else None
 
     def _deadline(self, slot: _Slot) -> float | None:
         if slot.process is None or slot.task is None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 SHORTEST = 8
 """Characters from which a value of an environment variable is looked for; shorter ones are words like any other."""
+UNLIKELY = 16
+"""Characters from which a value is looked for within words too, if it is no path: nobody has them there by chance."""
 
 
 def private(text: str) -> str:
@@ -27,7 +29,11 @@ def private(text: str) -> str:
         'no such key: $GRADEST_EXAMPLE, ~/x.py'
     """
     for secret, name in _secrets():
-        if secret in text:
+        if secret not in text:
+            continue
+        if len(secret) >= UNLIKELY and os.sep not in secret and name != "$HOSTNAME":
+            text = text.replace(secret, name)
+        else:
             # Whole words alone: a value may well be the beginning of another path.
             text = re.sub(rf"(?<![\w.-]){re.escape(secret)}(?![\w-])", name.replace("\\", r"\\"), text)
     text = re.sub(r"(?<=://)[^/\s:@$]+(?=:\d)", "$HOST", text)
@@ -42,6 +48,7 @@ def _secrets() -> list[tuple[str, str]]:
     for name, value in os.environ.items():
         if len(value) >= SHORTEST:
             found.setdefault(value, f"${name}")
+            found.setdefault(repr(value)[1:-1], f"${name}")  # as an exception of several lines is quoted
     with suppress(OSError):
         found[socket.gethostname()] = "$HOSTNAME"
     with suppress(RuntimeError):

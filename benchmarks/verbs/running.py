@@ -49,8 +49,11 @@ def run(
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder; resumed where it exists")] = Path("results/run"),
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="worker processes; 0: one per core")] = 0,
-    timeout: Annotated[float | None, typer.Option(min=0.1, help="seconds that one cell may take")] = None,
-    memory: Annotated[float | None, typer.Option(min=0.5, help="GiB that one worker may take; a fair share")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, max=1e9, help="seconds that one cell may take")] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.5, max=2.0**30, help="GiB that one worker may take; a fair share"),
+    ] = None,
     executor: Annotated[str, typer.Option(help="local, dask, or module:factory of an Executor")] = "local",
     executor_arg: Annotated[list[str] | None, typer.Option(help="key=value, such as address=tcp://...")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: the i-th of n parts, i from 1 to n, for job arrays")] = None,

@@ -36,8 +36,10 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="run folder; gone on from where it exists")] = Path(
         "results/training"
     ),
-    stop_after: Annotated[float | None, typer.Option(help="stop after this epoch of the schedule; go on later")] = None,
-    every: Annotated[float, typer.Option(min=0.0, help="seconds between checkpoints")] = 60.0,
+    stop_after: Annotated[
+        float | None, typer.Option(max=1e9, help="stop after this epoch of the schedule; go on later")
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.0, max=1e9, help="seconds between checkpoints")] = 60.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="start again where a checkpoint is")] = False,
     plugin: Plugins = None,
 ) -> None:

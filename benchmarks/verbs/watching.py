@@ -17,7 +17,7 @@ STATES = ("ok", "refused", "error", "timeout", "killed", "nonfinite")
 def status(
     folder: Annotated[Path, typer.Argument(help="a run folder")],
     watch: Annotated[bool, typer.Option("--watch", "-w", help="stay until no cell is left")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="with --watch: seconds between two looks")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, max=1e6, help="with --watch: seconds between two looks")] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Cells of a run: done, failed, refused, left; with --watch, live.

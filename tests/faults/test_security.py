@@ -198,6 +198,9 @@ def test_what_is_private(monkeypatch):
     monkeypatch.setenv("LOGNAME", "jane")
     monkeypatch.setenv("API_KEY", "s3cr3t-value")
     monkeypatch.setenv("SHORT", "iwae")
+    monkeypatch.setenv("LONG", "ghp_0123456789abcdef")
+    monkeypatch.setenv("LINES", "-----BEGIN KEY-----\nMIIE\n-----END KEY-----")
+    monkeypatch.setenv("LONG_PATH", "/opt/libraries/torch")
     for text, expected in (
         ("/staff/jane/run", "~/run"),
         ("/staff/janet/run", "/staff/janet/run"),
@@ -205,6 +208,9 @@ def test_what_is_private(monkeypatch):
         ("jane", "jane"),
         ("on node7: s3cr3t-value", "on $HOSTNAME: $API_KEY"),
         ("node77 iwae", "node77 iwae"),
+        ("idghp_0123456789abcdefx", "id$LONGx"),
+        (f"{KeyError(os.environ['LINES'])!r}", "KeyError('$LINES')"),
+        ("/opt/libraries/torchvision, /opt/libraries/torch/x", "/opt/libraries/torchvision, $LONG_PATH/x"),
         ("address=tcp://10.0.0.7:8786", "address=tcp://$HOST:8786"),
         ("tcp://node7:1", "tcp://$HOSTNAME:1"),
     ):

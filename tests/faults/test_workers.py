@@ -117,6 +117,11 @@ def test_a_killed_worker_fails_its_task_alone(workers):
         task.result()
 
 
+def test_a_deadline_may_lie_months_ahead(workers):
+    """A system call waits for 24 days at most."""
+    assert workers(timeout=1e9).submit(workers.tasks.add, 1, 2).result() == 3
+
+
 def test_a_deadline_ends_the_whole_group(workers, tmp_path):
     pool = workers(timeout=1.0)
     assert pool.submit(workers.tasks.add, 1, 2).result() == 3
