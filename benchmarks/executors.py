@@ -82,7 +82,7 @@ class Minder:
 
     def prepare(self, cell: Cell) -> Future[Any]:
         """Begin what is to be done once for the problem of a cell."""
-        task = (self.job.folder, cell.model_dump(), self.job.plugins, usable_cores())
+        task = (self.job.folder, cell.model_dump(), self._plugins(cell), usable_cores())
         return self.local.submit(worker.prepare, *task, kin=kin(cell))
 
     def ceilings(self, dtype: str, device: str) -> Future[Any]:
@@ -92,7 +92,12 @@ class Minder:
     def submit(self, cell: Cell) -> Future[Any]:
         """Begin a cell."""
         self.before[cell.id] = self._inode(cell)
-        return self.local.submit(worker.work, self.job.folder, cell.model_dump(), self.job.plugins, kin=kin(cell))
+        task = (self.job.folder, cell.model_dump(), self._plugins(cell))
+        return self.local.submit(worker.work, *task, kin=kin(cell))
+
+    def _plugins(self, cell: Cell) -> tuple[str, ...]:
+        """None for a cell that takes nothing from them: what their import changes must not reach it."""
+        return self.job.plugins if kin(cell) else ()
 
     def submit_together(self, cells: Sequence[Cell]) -> Future[Any]:
         """Begin cells that share draws."""

@@ -54,7 +54,7 @@ def read_config(path: Path) -> Config:
         return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as problem:
         raise SpecError(f"cannot read {path}: {problem.strerror}") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise SpecError(f"{path} is not TOML: {problem}") from problem
     except ValidationError as problem:
         raise SpecError(f"{path}: {first_line(problem)}") from problem

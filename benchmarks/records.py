@@ -344,13 +344,18 @@ def summary(run: Path) -> Summary:
     A record that was checked once is not read again while its file is the same by inode, size, and times of modification
     and change; 100,000 of them take less than a second. Whatever else is there is read and checked in full.
     """
-    try:
-        files = {each.name: each.stat() for each in os.scandir(run / "cells") if _is_record(each.name)}
-    except OSError:
-        files = {}
+    files: dict[str, os.stat_result] = {}
+    unreadable: dict[str, str] = {}
+    with suppress(OSError):  # no such folder
+        for each in os.scandir(run / "cells"):
+            if _is_record(each.name):
+                try:
+                    files[each.name] = each.stat()
+                except OSError as problem:  # a link to nothing; a file that is gone by now was that of another run
+                    if each.is_symlink():
+                        unreadable[each.name] = f"{each.name}: unreadable ({type(problem).__name__})"
     known = entries(run, set(get_args(Status)))
     found: dict[str, tuple[Status, float]] = {}
-    unreadable: dict[str, str] = {}
     fresh: list[Entry] = []
     for name, marks in sorted(files.items()):
         entry = known.get(name)

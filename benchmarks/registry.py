@@ -94,7 +94,7 @@ def _telling(name: str) -> Iterator[None]:
         yield
     except (SpecError, Refusal, OSError, MemoryError):
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise SpecError(f"{name} cannot be made: {type(problem).__name__}: {problem}") from problem
 
 

@@ -43,6 +43,8 @@ REASON, TRACEBACK = 2_000, 20_000
 NO_MEMORY = re.compile(r"MemoryError|bad_alloc|allocate memory|not enough memory", re.IGNORECASE)
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 OF_DISK = re.compile(r"\w*Error: \[Errno (\d+)\] (.*)")
+KEPT = re.compile(r"^(\S*[/\\])?measure\.py:\d+ in keep:", re.MULTILINE)
+"""A line of a traceback from where moments are written: an estimator may have a method of that name, too."""
 OF_PROCESS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 """What the operating system says of a process that holds too much; disks have no part in that."""
 _PID = 0
@@ -223,7 +225,7 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
     wrong += ["it changed the parameters or the data that it was given"] * (inputs() != digest)
     wrong += ["it left a process running"] * end_children()
     _SPENT = bool(wrong) or found["status"] == "error" or threading.active_count() > 1
-    if found["status"] == "error" and "in keep:" in found["traceback"] and (said := OF_DISK.match(found["reason"])):
+    if found["status"] == "error" and KEPT.search(found["traceback"]) and (said := OF_DISK.match(found["reason"])):
         raise _unwritten(OSError(int(said[1]), said[2]), wrong)
     if wrong and found["status"] in ("ok", "nonfinite"):
         found |= {"status": "error", "reason": "; ".join(wrong), "blocks": [], "cost": {}}

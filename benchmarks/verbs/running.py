@@ -133,7 +133,7 @@ def run(
     failed = tally.failed
     for record in failed:
         echo(f"{record.status}: {record.cell.estimator} on {record.cell.problem}: {record.reason}", err=True)
-    typer.echo(f"{tally.counts.total() - len(failed)} cells measured, {len(failed)} failed: {out}")
+    echo(f"{tally.counts.total() - len(failed)} cells measured, {len(failed)} failed: {out}")
     if failed and not allow_failures:
         raise typer.Exit(1)
 
@@ -159,7 +159,7 @@ def _verify(folder: Path, cells: list[Any], count: int, how: dict[str, Any]) -> 
         echo(f"differs: {line}", err=True)
     for line in verify.other_machine(folder) if wrong else ():
         echo(f"stored with another {line}", err=True)
-    typer.echo(f"{len(chosen)} stored cells measured again, {len(wrong)} differ: {folder}")
+    echo(f"{len(chosen)} stored cells measured again, {len(wrong)} differ: {folder}")
     raise typer.Exit(1 if wrong else 0)
 
 

@@ -217,6 +217,8 @@ WRONG = [
     (("run", "."), "cannot read .: Is a directory"),
     (("run", "suite.toml"), "suite.toml: suite.0.replicates: Input should be a valid integer"),
     (("run", "broken.toml"), "broken.toml is not TOML: "),
+    (("run", "deep.toml"), "deep.toml is not TOML: "),
+    (("run", "--plugin", "leaves.py", "-p", "gaussian-1d", "-e", "Leaves"), "Leaves cannot be made: SystemExit"),
     (("run", "-p", "gausian-1d"), "no problem 'gausian-1d'; did you mean 'gaussian-1d'?"),
     (("run", "-p", "gaussian-1d[loc"), "cannot read 'gaussian-1d[loc'"),
     (("run", "-p", "gaussian-1d[loc=x]"), "gaussian-1d[loc] takes a finite number, not 'x'"),
@@ -275,12 +277,24 @@ WRONG = [
 ]
 
 
+LEAVES = """
+import estimators
+
+class Leaves(estimators.IWAE):
+    @property
+    def targets(self):
+        raise SystemExit(0)
+"""
+
+
 @pytest.mark.parametrize(("arguments", "part"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
 def test_bad_input_gets_one_line_and_writes_nothing(gradest, tmp_path, monkeypatch, arguments, part):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "suite.toml").write_text(BAD)
     (tmp_path / "broken.toml").write_text("[[suite]\n")
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 5000 + "]" * 5000)
     (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "leaves.py").write_text(LEAVES)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "manifest.json").write_text('{"schema')
     before = sorted(tmp_path.rglob("*"))

@@ -127,6 +127,37 @@ def test_later_cells_are_bit_identical_to_a_run_without(hostile, gradest, same, 
     assert same(tmp_path, folder) == len(FINE)
 
 
+IMPORTED = """
+import numpy as np
+import torch
+
+import estimators
+
+torch.Tensor.softmax = lambda self, *a, **k: self * 0 + 1
+np.seterr(all="raise")
+
+
+class Keeps(estimators.Reparameterization):
+    def weights(self, log_w):
+        self.keep()
+
+    def keep(self):
+        open("/nowhere/cache", "wb")
+"""
+
+
+def test_what_a_plugin_changes_when_it_is_imported_reaches_no_other_cell(gradest, stored, same, tmp_path):
+    """Nor is a file that its estimator cannot open, in a method of the name of ours, taken for a full disk."""
+    (tmp_path / "plugin.py").write_text(IMPORTED)
+    words = ["run", "-p", "gaussian-1d", "-e", "iwae", "-K", "2", "-R", "100", "-j", "1", "-o"]
+    assert gradest(*words, tmp_path / "clean").returncode == 0
+    done = gradest(*words, tmp_path / "run", "--plugin", tmp_path / "plugin.py", "-e", "Keeps")
+    assert done.stdout.startswith("1 cells measured, 1 failed"), done.stderr
+    assert same(tmp_path / "clean", tmp_path / "run") == 1
+    failed = {record.cell.estimator: record.reason for record in stored(tmp_path / "run").values() if record.reason}
+    assert failed.keys() == {"Keeps"} and failed["Keeps"].startswith("FileNotFoundError"), failed
+
+
 def test_what_one_spoils_is_named_and_measured_again(gradest, stored, same, tmp_path):
     """Nothing keeps an estimator from the files of whoever runs it: what it does to records is seen, and made good."""
     clean, folder = tmp_path / "clean", tmp_path / "run"

@@ -68,6 +68,16 @@ def test_damaged_records_are_named_and_measured_again(folder, whole, cells, same
     assert same(whole, folder) == 4 and paths[3].read_bytes() == before
 
 
+def test_a_link_to_nowhere_hides_no_other_record(folder, cells):
+    places = [folder / "cells" / f"{letter * 20}.json" for letter in "ab"]
+    places[0].symlink_to("nowhere")
+    places[1].symlink_to(places[1].name)  # in a circle
+    known = records.summary(folder)
+    assert len(known.cells) == 4 and known.unreadable == records.read_cells(folder)[1]
+    assert known.unreadable.keys() == {place.name for place in places}
+    assert runner.pending(folder, cells)[:2] == ([], 4)
+
+
 def test_the_index_hides_no_damage(folder, cells):
     """A bit is flipped in place, and the times of the file are put back: inode, size and modification time are the same."""
     known = records.summary(folder)
