@@ -173,7 +173,7 @@ def blocks(table: pd.DataFrame) -> list[str]:
 
 def powers(axes: Axes, which: str = "xy", least: float = 20.0) -> None:
     """Plain ticks at round numbers on logarithmic axes, which span at least this factor."""
-    _part(axes)
+    _make_room(axes)
     for name in which:
         limits = getattr(axes, f"get_{name}lim")()
         room = max(1.0, (least / (limits[1] / limits[0])) ** 0.5)
@@ -187,7 +187,7 @@ def powers(axes: Axes, which: str = "xy", least: float = 20.0) -> None:
     axes.minorticks_off()
 
 
-def _part(axes: Axes) -> None:
+def _make_room(axes: Axes) -> None:
     """Room about values that agree but for rounding: matplotlib's own margins would round to nothing, with a warning."""
     for name in "xy":
         low, high = getattr(axes.dataLim, f"interval{name}")
