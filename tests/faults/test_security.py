@@ -200,7 +200,7 @@ def test_what_is_private(monkeypatch):
     monkeypatch.setenv("SHORT", "iwae")
     monkeypatch.setenv("LONG", "ghp_0123456789abcdef")
     monkeypatch.setenv("LINES", "-----BEGIN KEY-----\nMIIE\n-----END KEY-----")
-    monkeypatch.setenv("LONG_PATH", "/opt/libraries/torch")
+    monkeypatch.setenv("LONG_PATH", "/srv/libraries/torch")
     for text, expected in (
         ("/staff/jane/run", "~/run"),
         ("/staff/janet/run", "/staff/janet/run"),
@@ -210,7 +210,7 @@ def test_what_is_private(monkeypatch):
         ("node77 iwae", "node77 iwae"),
         ("idghp_0123456789abcdefx", "id$LONGx"),
         (f"{KeyError(os.environ['LINES'])!r}", "KeyError('$LINES')"),
-        ("/opt/libraries/torchvision, /opt/libraries/torch/x", "/opt/libraries/torchvision, $LONG_PATH/x"),
+        ("/srv/libraries/torchvision, /srv/libraries/torch/x", "/srv/libraries/torchvision, $LONG_PATH/x"),
         ("address=tcp://10.0.0.7:8786", "address=tcp://$HOST:8786"),
         ("tcp://node7:1", "tcp://$HOSTNAME:1"),
     ):
