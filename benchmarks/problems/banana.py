@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -12,14 +13,16 @@ from torch.func import grad
 
 from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log_prob
 
+from ..references.on_a_line import settled
 from .gaussian import ALL
 from .gaussian_dd import SMALL
 from .known_bounds import in_blocks, small_bound
 from .problem import Problem, Reference
 
-MARGINAL_NODES = 1201
-"""Of the trapezoid rule over z1, within ``REACH`` of its prior mean: it converges exponentially for such integrands."""
+MOST_NODES = 2**20
+"""Of the trapezoid rule over z1: it converges exponentially for such integrands."""
 REACH = 12.0
+"""Beyond the prior's mean and the far sides of the parabola: between these lies the posterior, its scale at most 1."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Banana(Problem):
     scale2: float = 0.9
 
     name = "banana"
+    version = "2"
     summary = "a bent posterior in two dimensions: not Gaussian, every target by one- or two-dimensional quadrature"
     citations = ("haario1999",)
     offers = ALL
@@ -96,17 +100,21 @@ class Banana(Problem):
     def exact(self, target: Target) -> Reference | None:
         if target.name in SMALL:
             return small_bound(self, target)
-        values = {"elbo": _elbo, "log_marginal": _log_marginal, "forward_kl": _forward_kl}
-        if target.name not in values:
+        if target.name not in ("elbo", "log_marginal", "forward_kl"):
             return None
         double = replace(self, dtype="float64")
 
-        def value(parameters: Parameters) -> Tensor:
-            return values[target.name](parameters["theta"], parameters["phi"], double.data[0, 0])
+        def differentiated(value: Callable[[Block, Block, Tensor], Tensor]) -> tuple[float, Parameters]:
+            def of(p: Parameters) -> Tensor:
+                return value(p["theta"], p["phi"], double.data[0, 0])
 
-        found = float(value(double.parameters)), grad(value)(double.parameters)
-        method = "closed form" if target.name == "elbo" else "trapezoid rule over z1, all else in closed form"
-        return in_blocks(self, target, found, method)
+            return float(of(double.parameters)), grad(of)(double.parameters)
+
+        if target.name == "elbo":
+            return in_blocks(self, target, differentiated(_elbo), "closed form")
+        over_z1 = {"log_marginal": _log_marginal, "forward_kl": _forward_kl}[target.name]
+        found = settled(lambda nodes: differentiated(partial(over_z1, nodes)), MOST_NODES)
+        return found and in_blocks(self, target, found, "trapezoid rule over z1, all else in closed form")
 
 
 def _elbo(theta: Block, phi: Block, x: Tensor) -> Tensor:
@@ -121,25 +129,30 @@ def _elbo(theta: Block, phi: Block, x: Tensor) -> Tensor:
     return log_likelihood + log_prior + phi["log_scale"].sum() + math.log(2 * math.pi) + 1
 
 
-def _ridge(theta: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Nodes of z1, log p(x, z1) there, and mean and variance of z2 given z1 and x."""
+def _ridge(nodes: int, theta: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nodes of z1, log of p(x, z1) times the step there, and mean and variance of z2 given z1 and x."""
     m1, m2 = theta["prior_loc"]
     s2 = (2 * theta["log_noise_scale"]).exp()
-    z1 = m1.detach() + torch.linspace(-REACH, REACH, MARGINAL_NODES, dtype=x.dtype, device=x.device)
+    with torch.no_grad():
+        far = (1 + (x - m2) / theta["curvature"]).clamp_min(0).nan_to_num(0, 0, 0).sqrt()  # of a line there is none
+        low, high = torch.minimum(m1, -far) - REACH, torch.maximum(m1, far) + REACH
+        step = (high - low) / (nodes - 1)
+        z1 = low + step * torch.arange(nodes, dtype=x.dtype, device=x.device)
     left = x - m2 - theta["curvature"] * (z1.square() - 1)  # normal with variance 1 + s^2 given z1
     log_p = -0.5 * (z1 - m1).square() - 0.5 * left.square() / (1 + s2) - math.log(2 * math.pi) - 0.5 * (1 + s2).log()
-    return z1, log_p, m2 + left / (1 + s2), s2 / (1 + s2)
+    return z1, log_p + step.log(), m2 + left / (1 + s2), s2 / (1 + s2)
 
 
-def _log_marginal(theta: Block, phi: Block, x: Tensor) -> Tensor:
-    return _ridge(theta, x)[1].logsumexp(0) + math.log(2 * REACH / (MARGINAL_NODES - 1))
+def _log_marginal(nodes: int, theta: Block, phi: Block, x: Tensor) -> Tensor:
+    return _ridge(nodes, theta, x)[1].logsumexp(0)
 
 
-def _forward_kl(theta: Block, phi: Block, x: Tensor) -> Tensor:
+def _forward_kl(nodes: int, theta: Block, phi: Block, x: Tensor) -> Tensor:
     """E log q - E log p(z1|x) - E log p(z2|z1, x), all under the posterior."""
-    z1, log_p, mean, variance = _ridge(theta, x)
+    z1, log_p, mean, variance = _ridge(nodes, theta, x)
     weight = log_p.softmax(0)
-    log_posterior = log_p - _log_marginal(theta, phi, x)
+    # Per unit of z1, whose steps are equal.
+    log_posterior = log_p - log_p.logsumexp(0) - (z1[1] - z1[0]).log()
     (l1, l2), (v1, v2) = phi["loc"], (2 * phi["log_scale"]).exp()
     squares = (z1 - l1).square() / v1 + ((mean - l2).square() + variance) / v2
     log_q = -0.5 * squares - phi["log_scale"].sum() - math.log(2 * math.pi)

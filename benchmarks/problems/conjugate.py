@@ -11,18 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad
+from torch.nn.functional import logsigmoid
 from torch.special import digamma
 
 from estimators import Beta, Block, Gamma, Guide, MixtureOfGaussians, Parameters, Target
 
-from ..references.on_a_line import Grid, summed
+from ..references.on_a_line import Grid, Mesh, between, graded, settled, summed
 from .gaussian import UnitGaussian
 from .problem import Problem, Reference
 
 SMALL = ("iwae", "renyi", "ciwae", "jackknife", "f_divergence")
 """Targets known by sums over a grid of z: where K is at most 2."""
 OFFERS = frozenset({"reparameterizable", "twice_differentiable", "data"})
-NODES = 500
+MOST_NODES = 2**20
+"""Of the posterior on a line."""
+REACH = 26.0
+"""Standard deviations of a Gaussian: even what grows nearly as fast as it falls has ended there."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class ScalarLatent(Problem):
     offers = OFFERS
     exact_targets = ("elbo", "log_marginal", "forward_kl", *SMALL)
 
-    @property
-    def grid(self) -> Grid:
-        """Places z ``(N, points, 1)`` over all that matters of the guide's law, and steps ``(N, points)``."""
+    @cached_property
+    def mesh(self) -> Mesh:
+        """Grids over all that matters of the guide's law."""
         raise NotImplementedError
 
     def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
@@ -43,7 +47,7 @@ class ScalarLatent(Problem):
 
     def summed(self, target: Target) -> tuple[float, Parameters] | None:
         """Value and gradient by a sum over the grid, where no closed form is known."""
-        return summed(self, self.parameters, target, self.grid)
+        return summed(self, self.parameters, target, self.mesh)
 
     def exact(self, target: Target) -> Reference | None:
         if target.name == "iwae" and target.num_samples == 1:
@@ -122,6 +126,7 @@ class GammaPoisson(Conjugate):
     rate: float = 0.8
 
     name = "gamma-poisson"
+    version = "2"
     summary = "a gamma latent with Poisson counts and implicit reparameterisation: closed forms, bounds up to K = 2"
     citations = ("figurnov2018",)
 
@@ -161,14 +166,18 @@ class GammaPoisson(Conjugate):
     def log_joint(self, theta: Block, z: Tensor) -> Tensor:
         return self.prior(theta).log_prob(z) + self.log_likelihood(theta, z)
 
-    @property
-    def grid(self) -> Grid:
+    @cached_property
+    def mesh(self) -> Mesh:
         phi = self.parameters["phi"]
         a, b = phi["log_concentration"].exp()[:, 0], phi["log_rate"].exp()[:, 0]
-        low, high = (a.log() - b.log()) - 40 / a - 1, ((a + 8 * a.sqrt() + 45) / b).log()
-        step = (high - low) / (NODES - 1)
-        z = (low + step * torch.arange(NODES, dtype=torch.float64)[:, None]).exp()
-        return z[..., None], z * step
+        low, high = between(lambda y: a * y - b * y.exp(), a.log() - b.log())  # the guide's density of y = log z
+
+        def grid(nodes: int) -> Grid:
+            step = (high - low) / (nodes - 1)
+            z = (low + step * torch.arange(nodes, dtype=torch.float64)[:, None]).exp()
+            return z[..., None], z * step
+
+        return grid
 
     def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
         x, n = self.data, self.observations
@@ -211,8 +220,8 @@ class BetaBernoulli(Conjugate):
     theta: ``log_prior_alpha`` () and ``log_prior_beta`` (); phi: ``log_alpha`` and ``log_beta``, (points, 1).
 
     Warning:
-        Numbers near 1 are no closer to it than rounding: with b below 1 and ones alone for data, bounds of two samples lack
-        what lies beyond, exp(-34 b) of the guide's mass.
+        Numbers near 1 are no closer to it than rounding. Where exp(-34 b) of the guide's mass, which is what lies closer to 1
+        than that, is not negligible (b below 0.6), bounds of two samples are not known.
 
     References:
         Figurnov, Mohamed & Mnih (2018) for the derivative of its draws.
@@ -223,6 +232,7 @@ class BetaBernoulli(Conjugate):
     beta: float = 2.0
 
     name = "beta-bernoulli"
+    version = "2"
     summary = "a beta latent with binary data and implicit reparameterisation: closed forms, bounds up to K = 2"
     citations = ("figurnov2018",)
 
@@ -262,15 +272,20 @@ class BetaBernoulli(Conjugate):
     def log_joint(self, theta: Block, z: Tensor) -> Tensor:
         return self.prior(theta).log_prob(z) + self.log_likelihood(theta, z)
 
-    @property
-    def grid(self) -> Grid:
+    @cached_property
+    def mesh(self) -> Mesh:
         phi = self.parameters["phi"]
         a, b = phi["log_alpha"].exp()[:, 0], phi["log_beta"].exp()[:, 0]
-        # As far as 1 - z can still be told from 0.
-        low, high = -(40 / a + 5).minimum(torch.full_like(a, 300.0)), (40 / b + 5).minimum(torch.full_like(b, 34.0))
-        step = (high - low) / (NODES - 1)
-        z = (low + step * torch.arange(NODES, dtype=torch.float64)[:, None]).sigmoid()
-        return z[..., None], z * (1 - z) * step
+        # The guide's density of y = logit z, as far as z and 1 - z can still be told from 0.
+        low, high = between(lambda y: a * logsigmoid(y) + b * logsigmoid(-y), a.log() - b.log())
+        low, high = low.clamp_min(-300.0), high.clamp_max(34.0)
+
+        def grid(nodes: int) -> Grid:
+            step = (high - low) / (nodes - 1)
+            z = (low + step * torch.arange(nodes, dtype=torch.float64)[:, None]).sigmoid()
+            return z[..., None], z * (1 - z) * step
+
+        return grid
 
     def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
         x = self.data
@@ -327,6 +342,7 @@ class GaussianMixtureGuide(ScalarLatent, UnitGaussian):
     prior_loc: float = 0.2
 
     name = "gaussian-mixture-guide"
+    version = "2"
     summary = "the one-dimensional Gaussian with a mixture of two Gaussians for a guide"
     citations = ("figurnov2018", "jankowiak2018")
     exact_targets = ("elbo", "log_marginal", "forward_kl", *SMALL)
@@ -355,12 +371,11 @@ class GaussianMixtureGuide(ScalarLatent, UnitGaussian):
     def guide(self, phi: Block) -> Guide:
         return MixtureOfGaussians(phi["logits"], phi["loc"], phi["log_scale"])
 
-    @property
-    def grid(self) -> Grid:
+    @cached_property
+    def mesh(self) -> Mesh:
+        # The components and the posterior, N((x + prior_loc) / 2, 1 / 2): three steps for one in the midst of each.
         places = [self.loc1, self.loc2, (self.x + self.prior_loc) / 2]
-        reach = 13 * max(self.scale1, self.scale2, 0.75)
-        z = torch.linspace(min(places) - reach, max(places) + reach, NODES, dtype=torch.float64)
-        return z[:, None, None], (z[1] - z[0]).expand(NODES, 1)
+        return graded(places, [3 * scale for scale in (self.scale1, self.scale2, math.sqrt(0.5))], REACH / 3)
 
     def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
         def log_marginal(p: Parameters) -> Tensor:
@@ -371,10 +386,14 @@ class GaussianMixtureGuide(ScalarLatent, UnitGaussian):
     def summed(self, target: Target) -> tuple[float, Parameters] | None:
         if target.name != "forward_kl":
             return super().summed(target)
-        z, dz = self.grid
-        log_posterior = -(z[..., 0] - (self.x + self.prior_loc) / 2).square() - 0.5 * math.log(math.pi)
 
-        def value(p: Parameters) -> Tensor:
-            return (log_posterior.exp() * dz * (self.guide(p["phi"]).log_prob(z) - log_posterior)).sum()
+        def on(nodes: int) -> tuple[float, Parameters]:
+            z, dz = self.mesh(nodes)
+            log_posterior = -(z[..., 0] - (self.x + self.prior_loc) / 2).square() - 0.5 * math.log(math.pi)
 
-        return float(value(self.parameters)), grad(value)(self.parameters)
+            def value(p: Parameters) -> Tensor:
+                return (log_posterior.exp() * dz * (self.guide(p["phi"]).log_prob(z) - log_posterior)).sum()
+
+            return float(value(self.parameters)), grad(value)(self.parameters)
+
+        return settled(on, MOST_NODES)

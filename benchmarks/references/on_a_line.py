@@ -1,34 +1,116 @@
 """Exact values and gradients for one scalar latent: sums over a grid of z itself, weighted by the guide's density.
 
 The *value* is summed and then differentiated by autograd with z held, so neither an estimator's algebra nor the guide's
-derivative of its draws enters. Grids are uniform in a coordinate y that runs over the whole line (z, log z or logit z):
-the trapezoid rule then converges exponentially in 1/step.
+derivative of its draws enters. Grids are uniform in a coordinate y that runs over the whole line (log z, logit z, or one in
+which every feature of the integrand is wide): the trapezoid rule then converges exponentially in 1/step. How small a step
+must be depends on how steep the log-weights are, so it is halved until that changes nothing.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad_and_value, vjp
 
 from estimators import LatentModel, Parameters, Target
+from estimators.trees import tree_leaves, tree_map
 
 from .bounds import bound
 
 Grid = tuple[Tensor, Tensor]
 """z (N, *batch, 1) and dz (N, *batch), the steps in z that stand at the nodes."""
+Mesh = Callable[[int], Grid]
+"""A grid of so many nodes: always over the same range, and ever finer."""
+Found = tuple[float, Parameters]
+"""A value in nats, and its gradient."""
+NODES = 256
+"""Of the first grid; each further one has twice as many."""
+MOST_TERMS = 2**23
+"""Of a sum, data points counted singly: pairs of 4,096 nodes."""
+AT_ONCE = 2**18
 MOST_SAMPLES = 2
 NEGLIGIBLE = 1e-9
-"""Of a sum, what the terms at the ends of the grid may be."""
+"""Of a sum, what the terms at the ends of the grid may be; and of the guide's mass, what may lie beyond them."""
+SETTLED = 1e-9
+"""What the last halving of the step may have changed: nats of the value and, as a part of it, the gradient. The error that
+is left is far below, since every halving squares it once log w is resolved, and divides it by four before."""
+ROUNDING = 1e-14
+"""Relative, of the value's terms."""
+NOT_HERE = 40.0
+"""Nats below its mode where a density has ended."""
 
 
-def summed(model: LatentModel, parameters: Parameters, target: Target, grid: Grid) -> tuple[float, Parameters] | None:
-    """Value and gradient of a bound of at most two samples; ``None`` for more, for what is no bound, and for a mean that does
-    not exist, or not on this grid: terms at its ends count."""
+def summed(model: LatentModel, parameters: Parameters, target: Target, mesh: Mesh) -> Found | None:
+    """Value and gradient of a bound of at most two samples, on the first grid that the one before it agrees with.
+
+    ``None`` for more samples; for what is no bound; for a mean that does not exist, or not on this range: terms at its ends
+    count, or some of the guide's mass lies beyond them; and where no grid of at most :data:`MOST_TERMS` terms settles.
+    """
     defined = bound(target)
     if defined is None or defined[0] > MOST_SAMPLES:
         return None
     samples, function = defined
+    points = mesh(2)[1][0].numel()
+    most = MOST_TERMS // points if samples == 1 else math.isqrt(2 * MOST_TERMS // points)
+    return settled(lambda nodes: _on(model, parameters, samples, function, mesh(nodes)), most)
+
+
+def settled(on: Callable[[int], Found | None], most: int) -> Found | None:
+    """What a rule of so many nodes finds, once twice as many have changed nothing.
+
+    ``None`` if not even ``most`` nodes settle it, or the rule finds nothing.
+    """
+    before, nodes = None, NODES
+    while nodes <= most and (found := on(nodes)) is not None:
+        if before is not None and _agree(found, before):
+            return found
+        before, nodes = found, 2 * nodes
+    return None
+
+
+def between(log_density: Callable[[Tensor], Tensor], mode: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a unimodal density on the line has ended, on either side of its mode; all ``(*batch)``."""
+    distance = torch.logspace(-9, 6, 601, dtype=mode.dtype).reshape(-1, *[1] * mode.ndim)
+    ends = []
+    for side in (-1, 1):
+        ended = log_density(mode + side * distance) < log_density(mode) - NOT_HERE
+        ends.append(mode + side * distance.flatten()[ended.to(torch.uint8).argmax(0)])
+    return ends[0], ends[1]
+
+
+def graded(places: Sequence[float], widths: Sequence[float], reach: float) -> Mesh:
+    """A mesh over all of the line within ``reach`` widths of some place, as fine there as each width asks for.
+
+    It is uniform in y(z) = sum_i asinh((z - place_i) / width_i), which is analytic and rises.
+    """
+    place, width = (torch.tensor(each, dtype=torch.float64)[:, None] for each in (places, widths))
+    ends = torch.stack([(place - reach * width).min(), (place + reach * width).max()])
+
+    def height(z: Tensor) -> Tensor:
+        return torch.asinh((z - place) / width).sum(0)
+
+    def mesh(nodes: int) -> Grid:
+        first, last = height(ends)
+        y = torch.linspace(float(first), float(last), nodes, dtype=torch.float64)
+        low, high = ends[0].expand(nodes), ends[1].expand(nodes)
+        for _ in range(80):  # halvings: more than a number of double precision has digits
+            middle = (low + high) / 2
+            below = height(middle) < y
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        z = (low + high) / 2
+        slope = ((z - place).square() + width.square()).rsqrt().sum(0)
+        return z[:, None, None], ((last - first) / (nodes - 1) / slope)[:, None]
+
+    return mesh
+
+
+def _on(
+    model: LatentModel, parameters: Parameters, samples: int, function: Callable[[Tensor], Tensor], grid: Grid
+) -> Found | None:
+    """Value and gradient on one grid; ``None`` where it does not hold all that counts."""
     z, dz = grid
 
     def weighed(p: Parameters) -> tuple[Tensor, Tensor]:
@@ -36,19 +118,32 @@ def summed(model: LatentModel, parameters: Parameters, target: Target, grid: Gri
         log_q = model.guide(p["phi"]).log_prob(z)
         return model.log_joint(p["theta"], z) - log_q, log_q.exp() * dz
 
-    if samples == 1:  # bounds of more are logarithms, whose means exist
-        log_w, mass = weighed(parameters)
-        terms = (mass * function(log_w[None])).abs()
-        if not bool((terms[[0, -1]] <= NEGLIGIBLE * terms.sum(0)).all()):
-            return None
+    (log_w, mass), pull = vjp(weighed, parameters)
+    # Not to be turned round: what is not a number does not count as held.
+    if not bool(((mass.sum(0) - 1).abs() <= NEGLIGIBLE).all()):
+        return None
+    terms = (mass * (function(log_w[None]) if samples == 1 else log_w)).abs()
+    if not bool((terms[[0, -1]] <= NEGLIGIBLE * terms.sum(0)).all()):
+        return None
+    # A constant that is taken out of the sum: what is left does not multiply the rounding of the mass by all of log p(x).
+    middle = (mass * log_w).sum(0)
 
-    def value(p: Parameters) -> Tensor:
-        log_w, mass = weighed(p)
-        if samples == 1:
-            return (mass * function(log_w[None])).sum(0).mean()
-        first, second = torch.triu_indices(len(z), len(z))
-        orders = torch.where(first == second, 1.0, 2.0).to(mass).reshape(-1, *[1] * (mass.ndim - 1))
-        together = orders * mass[first] * mass[second]
-        return (together * function(torch.stack([log_w[first], log_w[second]]))).sum(0).mean()
+    def part(log_w: Tensor, mass: Tensor, tuples: Tensor, times: Tensor) -> Tensor:
+        together = times.reshape(-1, *[1] * (mass.ndim - 1)) * mass[tuples].prod(0)
+        return (together * (function(log_w[tuples]) - middle)).sum(0).mean()
 
-    return float(value(parameters)), grad(value)(parameters)
+    value, cotangents = middle.mean(), (torch.zeros_like(log_w), torch.zeros_like(mass))
+    tuples = torch.triu_indices(len(z), len(z)) if samples == 2 else torch.arange(len(z))[None]
+    times = torch.where(tuples[0] == tuples[-1], 1.0, 2.0 if samples == 2 else 1.0).to(mass)
+    size = max(1, AT_ONCE // mass[0].numel())
+    for some, so_often in zip(tuples.split(size, 1), times.split(size), strict=True):
+        slopes, summand = grad_and_value(part, argnums=(0, 1))(log_w, mass, some, so_often)
+        value = value + summand
+        cotangents = tree_map(torch.add, cotangents, slopes)
+    return float(value), pull(cotangents)[0]
+
+
+def _agree(found: Found, before: Found) -> bool:
+    fine, coarse = (torch.cat([leaf.reshape(-1) for leaf in tree_leaves(each[1])]) for each in (found, before))
+    room = SETTLED + ROUNDING * abs(found[0])
+    return bool(abs(found[0] - before[0]) <= room and (fine - coarse).norm() <= 10 * SETTLED * (1 + fine.norm()))

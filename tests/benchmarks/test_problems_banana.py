@@ -64,6 +64,35 @@ def test_exact_targets_against_differences_of_their_values(problem, target):
             np.testing.assert_allclose(leaf.numpy().reshape(-1), truth, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Banana(curvature=40, noise_scale=0.01),
+        Banana(curvature=0.1, x=1000.0),
+        Banana(curvature=-3.0, x=-2000.0),
+        Banana(curvature=0.0),
+    ],
+    ids=lambda p: p.spec,
+)
+def test_log_p_far_from_the_default_settings(problem):
+    """By Gauss-Legendre rules in pieces: sharp ridges, and a posterior far from the prior; a straight line."""
+    m1, m2 = problem.parameters["theta"]["prior_loc"].tolist()
+
+    def log_joint(z):
+        spread = np.sqrt(1 + problem.noise_scale**2)
+        return stats.norm.logpdf(z, m1, 1) + stats.norm.logpdf(problem.x, m2 + problem.curvature * (z**2 - 1), spread)
+
+    x, w = np.polynomial.legendre.leggauss(40)
+    z = (np.arange(-130, 130, 0.02)[:, None] + 0.01 * (x + 1)).ravel()
+    terms = log_joint(z)
+    expected = terms.max() + np.log((np.exp(terms - terms.max()).reshape(-1, 40) @ w).sum() * 0.01)
+    assert problem.exact(Target("log_marginal")).value == pytest.approx(expected, rel=1e-11)
+
+
+def test_a_ridge_too_sharp_for_any_grid_is_not_claimed():
+    assert Banana(curvature=1e7).exact(Target("log_marginal")) is None
+
+
 def test_against_nested_adaptive_quadrature():
     """scipy's dblquad, for what the trapezoid rule above and the closed forms might have in common."""
     problem = PROBLEMS[0]
