@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def finding_row(checked: Checked) -> dict[str, Any]:
     finding = checked.finding
     return {
         "problem": checked.problem,
+        "num_samples": checked.num_samples,
         "targets": checked.targets,
         "outcome": finding.outcome,
         "reason": finding.reason,
@@ -97,9 +99,7 @@ def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
     except (ArithmeticError, ValueError) as wrong:
         raise SpecError(f"{problem.spec}: {target} cannot be computed: {wrong}") from wrong
     if found is None and target.name in problem.exact_targets:
-        raise SpecError(
-            f"{problem.spec} does not know {target} exactly: its mean does not exist or has not settled, or K is too large"
-        )
+        raise SpecError(f"{problem.spec} does not know {target} exactly: {_why_not(problem, target)}")
     if found is None:
         raise SpecError(f"{problem.name} does not know {target.name} exactly; it knows: "
                         f"{', '.join(problem.exact_targets) or 'nothing'}")  # fmt: skip
@@ -119,6 +119,23 @@ def reference_row(problem: Problem, target: Target) -> dict[str, Any]:
     except ValueError:
         raise SpecError(f"{problem.spec}: {target} is not finite") from None
     return row
+
+
+def _why_not(problem: Problem, target: Target) -> str:
+    """Of a target that the problem knows in principle."""
+    from .check import exact
+
+    least = int(target.setting or 1) if target.name == "jackknife" else 0  # beyond which a bound of this kind has its K
+    known, unknown = least, target.num_samples or 1
+    while unknown - known > 1:  # the largest K that is known: first by doubling, then by halving
+        tried = min(2 * known + 1, (known + unknown) // 2)
+        if exact(problem, replace(target, num_samples=tried)) is None:
+            unknown = tried
+        else:
+            known = tried
+    if known > least:
+        return f"K = {known} is the largest at which its sum or quadrature can be had here"
+    return "its mean does not exist, or the quadrature has not settled"
 
 
 def _plain(tree: Parameters) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,9 @@ from .comparison import compare
 from .measure import batches
 from .problems import Problem, Reference
 from .references.loop import LoopEstimator
+from .registry import Registry
 from .specs import SpecError
+from .targets import target as target_named
 
 PANEL = (
     "gaussian-1d[loc=1.5,scale=0.6,x=1.3,prior_loc=0.2]",
@@ -27,6 +30,8 @@ PANEL = (
 )
 """Where estimators are checked unless problems are named: q narrower and wider than the posterior (rho 0.72, 2.42, 1.28 and
 4/3), no gradient component near zero, several dimensions, several data points, and discrete latents."""
+FURTHER = (PANEL[0], *PANEL[5:])
+"""Where they are checked again with another number of samples: a rule that holds for one K alone shows anywhere."""
 
 EXACTLY = 1e-4
 """The bias that an exact expectation is to show here, where the truth is exact, too."""
@@ -34,11 +39,39 @@ EXACTLY = 1e-4
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of one estimator on one problem."""
+    """What was found of one estimator, of so many samples, on one problem."""
 
     problem: str
+    num_samples: int
     targets: dict[str, str]
     finding: Finding
+
+
+def check_named(
+    estimators: Sequence[Estimator],
+    registry: Registry,
+    problems: Sequence[str | Problem] | None,
+    *,
+    target: str | None,
+    seed: int,
+    max_draws: int,
+) -> list[Checked]:
+    """As :func:`check`, of an estimator with one number of samples or more, on problems by name.
+
+    Arguments:
+        problems: without any, the first of ``estimators`` is checked on :data:`PANEL`, and others on :data:`FURTHER`.
+        target: by name, to hold both blocks against.
+
+    Raises:
+        SpecError: for what is no problem or no target, or an estimator that fails.
+    """
+    found: list[Checked] = []
+    for place, estimator in enumerate(estimators):
+        asked = problems or (FURTHER if place else PANEL)
+        made = [registry.problem(each) if isinstance(each, str) else each for each in asked]
+        override = target_named(target, estimator.num_samples) if target else None
+        found += check(estimator, made, override=override, seed=seed, max_draws=max_draws)
+    return found
 
 
 def check(
@@ -53,26 +86,26 @@ def check(
         seed: of all draws.
         max_draws: of one round of the sequential test.
     """
-    found = []
+    found, K = [], estimator.num_samples
     for problem in problems:
         faults = problem.faults(estimator)
         reason = estimator.refuses(problem)
         if reason is not None and faults:
             # It is refused since it would be wrong: that is what was asked.
-            found.append(Checked(problem.spec, _claims(estimator), Finding("BIASED", faults[0])))
+            found.append(Checked(problem.spec, K, _claims(estimator), Finding("BIASED", faults[0])))
             continue
         if reason is not None:
-            found.append(Checked(problem.spec, {}, Finding("INCONCLUSIVE", reason)))
+            found.append(Checked(problem.spec, K, {}, Finding("INCONCLUSIVE", reason)))
             continue
         truth, targets = _truth(estimator, problem, override)
         if truth:
-            found.append(Checked(problem.spec, targets, _finding(estimator, problem, truth, seed, max_draws)))
+            found.append(Checked(problem.spec, K, targets, _finding(estimator, problem, truth, seed, max_draws)))
         elif problem.compared and override is None:
             compared = compare(estimator, problem, seed=seed, max_draws=max_draws)
             if compared is not None:
                 targets, finding = compared
                 reasons = "; ".join([finding.reason, *faults[:3]])
-                found.append(Checked(problem.spec, targets, replace(finding, reason=reasons)))
+                found.append(Checked(problem.spec, K, targets, replace(finding, reason=reasons)))
     return found
 
 

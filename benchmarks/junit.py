@@ -27,13 +27,13 @@ class Case:
 
 
 def of_findings(source: str, found: Iterable[Checked]) -> list[Case]:
-    """A test per problem: a bias or a non-finite estimate fails, a missing verdict is skipped."""
+    """A test per problem and number of samples: a bias or a non-finite estimate fails, a missing verdict is skipped."""
     cases = []
     for each in found:
         outcome, words = each.finding.outcome, f"{each.finding.outcome}: {each.finding.reason}"
         failure = words if outcome in ("BIASED", "NONFINITE") else ""
         skipped = "" if failure or outcome == "PASS" else words
-        cases.append(Case(source, each.problem, failure, skipped, str(each.finding)))
+        cases.append(Case(source, f"{each.problem} K={each.num_samples}", failure, skipped, str(each.finding)))
     return cases or [Case(source, "no problem", skipped="no problem knows the exact gradient of what it declares")]
 
 

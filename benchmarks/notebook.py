@@ -26,13 +26,11 @@ from estimators import Estimator, Parameters, Refusal
 from estimators.replicates import stacked
 
 from . import plan, runner
-from .check import PANEL, Checked, exit_code
-from .check import check as check_estimator
+from .check import Checked, check_named, exit_code
 from .measure import run_cell
 from .problems import Problem
 from .records import Record, write_cell
 from .registry import Registry, named
-from .registry import target as target_named
 
 __all__ = ["Moments", "Verdict", "check", "moments", "run"]
 
@@ -108,7 +106,7 @@ def run(
 
 def check(
     estimator: str | Estimator,
-    problems: Sequence[str | Problem] = PANEL,
+    problems: Sequence[str | Problem] | None = None,
     *,
     num_samples: int | None = None,
     target: str | None = None,
@@ -121,13 +119,12 @@ def check(
         >>> check("sticking-the-landing", ["gaussian-1d"]).exit
         0
     """
-    path = None
-    if not isinstance(estimator, Estimator):
-        estimator, path = named(estimator, num_samples, target)
+    estimators, path = (
+        ([estimator], None) if isinstance(estimator, Estimator) else named(estimator, num_samples, target)
+    )
     registry = Registry([path] if path else ())
-    asked = [registry.problem(each) if isinstance(each, str) else each for each in problems]
-    override = target_named(target, estimator.num_samples) if target else None
-    return Verdict(check_estimator(estimator, asked, override=override, seed=seed, max_draws=max_draws))
+    found = check_named(estimators, registry, problems, target=target, seed=seed, max_draws=max_draws)
+    return Verdict(found)
 
 
 def moments(estimator: str | Estimator, problem: str | Problem, *, replicates: int = 2000, seed: int = 0) -> Moments:
@@ -137,7 +134,7 @@ def moments(estimator: str | Estimator, problem: str | Problem, *, replicates: i
         Refusal: if the estimator cannot work on that problem.
     """
     if not isinstance(estimator, Estimator):
-        estimator, _ = named(estimator, None, None)
+        estimator = named(estimator, None, None)[0][0]
     if isinstance(problem, str):
         problem = Registry().problem(problem)
     reason = estimator.refuses(problem)

@@ -13,22 +13,19 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
 import estimators
 from estimators import BLOCKS, Estimator, Refusal, Target, Weights
-from estimators.contract import MULTI_SAMPLE, TargetName
+from estimators.contract import MULTI_SAMPLE, NEEDS
 
 from . import problems
 from .problems import Problem
 from .specs import SpecError, canonical, convert, nearest, parse, settings_of
-
-TARGETS: tuple[str, ...] = get_args(TargetName)
-WITH_SETTING = frozenset({"renyi", "ciwae", "jackknife", "f_divergence", "tvo", "tvo_upper", "relaxed_elbo"})
-"""Targets that are a family, with a number or a name for each member."""
+from .targets import TARGETS, target
 
 
 class Registry:
@@ -107,6 +104,8 @@ def _make(
         SpecError: if it cannot be made, or declares what is no target.
         Refusal: settings that it does not allow.
     """
+    if unknown := sorted(kind.needs - NEEDS.keys()):
+        raise SpecError(f"{kind.label()}: no need {unknown[0]!r}; {nearest(unknown[0], NEEDS)}")
     with _telling(kind.label()):
         made = kind(num_samples=num_samples, **{**convert(kind, raw), **(within or {})})
         targets = made.targets
@@ -223,38 +222,57 @@ def _pyro() -> dict[str, type[Estimator]]:
     return {kind.name: kind for kind in theirs}
 
 
-def named(source: str, num_samples: int | None, objective: str | None) -> tuple[Estimator, str | None]:
+def named(source: str, num_samples: int | None, objective: str | None) -> tuple[list[Estimator], str | None]:
     """The estimator that ``NAME`` or ``FILE.py:NAME`` stands for, and its plug-in file.
 
-    A function ``weights(log_w)`` counts as an estimator once ``objective`` says what it estimates.
+    Where nobody says with how many samples, neither here nor in the file, it is given with two numbers of them where it
+    allows that: what holds for one K alone is no rule. A function ``weights(log_w)`` counts as an estimator once
+    ``objective`` says what it estimates.
 
     Raises:
         SpecError: if there is none, or it declares nothing.
         Refusal: if ``num_samples`` is not allowed.
     """
     path, colon, name = source.rpartition(":")
+    if not colon and source.endswith(".py"):
+        raise SpecError(f"{source}: which one? write {source}:NAME, {nearest('', _offered(load(source)))}")
     if not colon:
         registry = Registry()
         kind = registry.estimators.get(parse(source)[0])
         usual = kind.usual_num_samples() if kind else 1
-        return registry.estimator(source, num_samples or usual), None
+        return _numbers(registry.estimator(source, num_samples or usual), num_samples), None
     module = load(path)
     member = vars(module).get(parse(name)[0])
     if member is None:
-        members = [*_members(module, Estimator), *(n for n, m in vars(module).items() if inspect.isfunction(m))]
-        raise SpecError(f"{path} has no {name!r}; {nearest(name, members) if members else 'it defines no estimator'}")
+        offered = _offered(module)
+        raise SpecError(f"{path} has no {name!r}; {nearest(name, offered) if offered else 'it defines no estimator'}")
     if inspect.isclass(member) and issubclass(member, Estimator):
         if inspect.isabstract(member):
             missing = ", ".join(sorted(member.__abstractmethods__))
             raise SpecError(f"{name} does not define {missing}: what does each block estimate the gradient of?")
-        return _make(member, num_samples or member.usual_num_samples(), parse(name)[1]), path
+        made = _make(member, num_samples or member.usual_num_samples(), parse(name)[1])
+        return _numbers(made, num_samples), path
     if isinstance(member, Estimator):
-        return member if num_samples is None else replace(member, num_samples=num_samples), path
+        return [member if num_samples is None else replace(member, num_samples=num_samples)], path
     if inspect.isfunction(member):
         if objective is None:
             raise SpecError(f"{name} is a function: say by --target what its gradient is of (elbo, iwae, ...)")
-        return rule(member)(num_samples=num_samples or 2, objective=objective), path
+        return _numbers(rule(member)(num_samples=num_samples or 2, objective=objective), num_samples), path
     raise SpecError(f"{name} in {path} is neither an Estimator class nor a weights function")
+
+
+def _offered(module: ModuleType) -> list[str]:
+    functions = [n for n, m in vars(module).items() if inspect.isfunction(m) and m.__module__ == module.__name__]
+    return [*_members(module, Estimator), *functions]
+
+
+def _numbers(estimator: Estimator, num_samples: int | None) -> list[Estimator]:
+    if num_samples is not None:
+        return [estimator]
+    try:
+        return [estimator, replace(estimator, num_samples=estimator.num_samples + 1)]
+    except Refusal:
+        return [estimator]
 
 
 def rule(function: Callable[..., Any]) -> type[Estimator]:
@@ -271,34 +289,12 @@ def rule(function: Callable[..., Any]) -> type[Estimator]:
             return dict.fromkeys(("theta", "phi"), target(self.objective, self.num_samples))
 
         def weights(self, log_w: torch.Tensor) -> Weights:
-            return Weights(*self.coefficients(log_w))
+            given = self.coefficients(log_w)
+            whole = isinstance(given, (tuple, list)) and len(given) == len(Weights._fields)
+            return Weights(*given) if whole and not isinstance(given, Weights) else given
 
     Rule.name = function.__name__
     return Rule
 
 
-def target(text: str, num_samples: int | None) -> Target:
-    """A target by name, with its setting in brackets where it has one: ``iwae``, ``renyi[setting=0.5]``.
-
-    Raises:
-        SpecError: for an unknown name, or a setting that is missing or not wanted.
-    """
-    name, raw = parse(text)
-    if name not in TARGETS:
-        raise SpecError(f"no target {name!r}; {nearest(name, TARGETS)}")
-    given = set(raw)
-    wanted = {"setting"} if name in WITH_SETTING else set()
-    if given != wanted:
-        raise SpecError(f"target {name} takes {'[setting=...]' if wanted else 'no setting'}, not {text!r}")
-    setting = None if not raw else float(raw["setting"]) if _is_number(raw["setting"]) else raw["setting"]
-    return Target(name, num_samples if name in MULTI_SAMPLE else None, setting=setting)  # type: ignore[arg-type]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return float(text) - float(text) == 0
-    except ValueError:
-        return False
-
-
-__all__ = ["Refusal", "Registry", "check_device", "estimator_spec", "load", "named", "target"]
+__all__ = ["Refusal", "Registry", "check_device", "estimator_spec", "load", "named"]

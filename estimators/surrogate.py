@@ -9,17 +9,28 @@ reparameterised estimate costs what an importance-weighted one costs.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .contract import Gradient, LatentModel, Parameters, TotalDerivative
+from .contract import Gradient, LatentModel, Parameters, TotalDerivative, Weights
 from .pullback import pulled_back
 from .trees import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from .contract import Block, Estimator
+
+_NO_NUMBER = (
+    "replicates are computed together, so that a tensor here is no number: torch.where in place of `if`, torch's functions "
+    "in place of numpy's, and no .item() or float()"
+)
+ADVICE = {
+    "randomness error mode": "a rule draws no numbers of its own: what is random is the noise that it is given",
+    **dict.fromkeys((".item()", "data-dependent control flow", "data pointer"), _NO_NUMBER),
+}
+"""By what ``vmap`` says, what the author of a rule is to do."""
 
 
 def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Parameters, noise: Any) -> Gradient:
@@ -43,9 +54,7 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
         log_q = guide.log_prob_transformed(noise)
         (log_p,), pull_back, _ = pulled_back(lambda theta, z: ((model.log_joint(theta, z),), ()), theta, held)
         log_w = (log_p - log_q).detach()
-        points = log_w[0].numel()
-        weights = estimator.weights(log_w)
-        path, score, model_weights = (_spread(weight, log_w, points) for weight in weights)
+        weights, (path, score, model_weights) = ruled(estimator, log_w)
         if weights[0] is weights[2]:
             model_weights = path  # one and the same: the pull-back needs no rescaling
 
@@ -70,15 +79,43 @@ def weighted_gradient(estimator: Estimator, model: LatentModel, parameters: Para
     return Gradient(value, theta_gradient, phi_gradient)
 
 
-def _spread(weight: Tensor | float | None, log_w: Tensor, points: int) -> Tensor | None:
-    """A weight as a tensor ``(K, *batch)`` of the mean over data points; an absent or plainly zero one as ``None``."""
-    if weight is None or (not isinstance(weight, Tensor) and weight == 0):
+def ruled(estimator: Estimator, log_w: Tensor) -> tuple[Weights, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """What a rule gives at ``log_w``, and its parts as tensors ``(K, *batch)`` of the mean over data points; an absent or plainly
+    zero part as ``None``.
+
+    Raises:
+        TypeError, ValueError: for what is not three parts, or a part of another type or shape: broadcasting would hide it.
+        RuntimeError: for what cannot be vectorised, with what to do about it.
+    """
+    try:
+        weights = estimator.weights(log_w)
+    except RuntimeError as problem:
+        said = str(problem)
+        advice = next((words for phrase, words in ADVICE.items() if phrase in said), None)
+        if advice is None:
+            raise
+        raise RuntimeError(f"{advice} (torch says: {said.splitlines()[0]})") from problem
+    if not isinstance(weights, tuple) or len(weights) != len(Weights._fields):
+        parts = f" of {len(weights)}" if isinstance(weights, (tuple, list)) else ""
+        raise TypeError(f"a rule gives Weights(path, score, model), not a {type(weights).__name__}{parts}")
+    path, score, model = (_part(name, part, log_w) for name, part in zip(Weights._fields, weights, strict=True))
+    return weights, (path, score, model)
+
+
+def _part(name: str, weight: object, log_w: Tensor) -> Tensor | None:
+    points = log_w[0].numel()
+    if isinstance(weight, Tensor):
+        if weight.dtype != log_w.dtype:
+            raise TypeError(f"weights must have the type of log_w, {log_w.dtype}, not {weight.dtype}")
+        if weight.shape not in (log_w.shape, ()):
+            allowed = f"{tuple(log_w.shape)}, the shape of log_w (K, *batch), or a number"
+            raise ValueError(f"weights: {name} has shape {tuple(weight.shape)}; it must be {allowed}")
+        return (weight.detach() / points).expand_as(log_w)
+    if weight is None or weight == 0:
         return None
-    if not isinstance(weight, Tensor):
-        return log_w.new_full((), weight / points).expand_as(log_w)
-    if weight.dtype != log_w.dtype:
-        raise TypeError(f"weights must have the type of log_w, {log_w.dtype}, not {weight.dtype}")
-    return (weight.detach() / points).expand_as(log_w)
+    if not isinstance(weight, Real):
+        raise TypeError(f"weights: {name} must be a tensor, a number or None, not a {type(weight).__name__}")
+    return log_w.new_full((), float(weight) / points).expand_as(log_w)
 
 
 def _one_pass(path: Tensor | None, model: Tensor | None, log_w: Tensor) -> tuple[Tensor, Tensor | None]:

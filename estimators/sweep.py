@@ -20,7 +20,7 @@ from torch.func import grad, vjp, vmap
 from .contract import BLOCKS, Block, Estimator, Guide, LatentModel, Parameters, Refusal
 from .guides import DiagonalGaussian
 from .replicates import vectorised
-from .surrogate import _spread
+from .surrogate import ruled
 from .trees import tree_leaves, tree_map
 
 VERSION = "2"
@@ -108,11 +108,11 @@ class Shared:
         given: list[bool] = []
 
         def rule(log_w: Tensor) -> tuple[Tensor, list[Tensor]]:
-            spread = [_spread(weight, log_w, self.points) for weight in estimator.weights(log_w)]
-            given[:] = [weight is not None for weight in spread]
+            _, parts = ruled(estimator, log_w)
+            given[:] = [part is not None for part in parts]
             value = estimator.value(log_w)
             value = log_w.new_full((), torch.nan) if value is None else value.mean()
-            return value, [weight for weight in spread if weight is not None]
+            return value, [part for part in parts if part is not None]
 
         with torch.no_grad():
             value, present = vmap(rule)(self.log_w.clone())

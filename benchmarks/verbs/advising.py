@@ -60,8 +60,9 @@ def advise(
     if len(named) != 1:
         fail("advise takes one problem, or --pyro MODEL,GUIDE")
     (problem,) = named
-    from ..registry import TARGETS, Registry
+    from ..registry import Registry
     from ..specs import SpecError
+    from ..targets import TARGETS
 
     choose(_stem(target), tuple(TARGETS), "target")
     registry = Registry(plugin or ())

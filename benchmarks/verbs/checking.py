@@ -21,12 +21,19 @@ from .common import (
     require_writable,
 )
 
+ASKED_FOR = (
+    *("elbo", "log_marginal", "forward_kl", "sleep", "iwae", "renyi[setting=0.5]", "ciwae[setting=0.5]"),
+    *("jackknife[setting=1]", "f_divergence[setting=kl]", "tvo[setting=4]", "tvo_upper[setting=4]"),
+    "relaxed_elbo[setting=0.5]",
+)
+"""Targets as they are written, each with a setting if it takes one: `--help` does not wait for torch to say so."""
+
 
 def check(
     source: Annotated[str, typer.Argument(help="NAME, or FILE.py:NAME of an Estimator class or a weights function")],
     problem: Annotated[list[str] | None, typer.Option("--problem", "-p", help="in place of the default panel")] = None,
     num_samples: Annotated[
-        int | None, typer.Option("--num-samples", "-K", help="default 2, or the least allowed")
+        int | None, typer.Option("--num-samples", "-K", help="default 2 and then 3, or the least allowed and one more")
     ] = None,
     target: Annotated[str | None, typer.Option(help="hold it against this target, whatever it declares")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -42,21 +49,17 @@ def check(
 ) -> None:
     """Is this estimator unbiased for what it declares? Exit 0 yes, 1 no, 3 no verdict, 2 wrong usage."""
     require_writable(junit)
-    from ..check import PANEL, exit_code
-    from ..check import check as check_estimator
+    from ..check import check_named, exit_code
     from ..registry import Refusal, Registry, named
-    from ..registry import target as target_named
     from ..specs import SpecError
 
     try:
         if num_samples is not None and num_samples < 1:
             fail(f"--num-samples must be at least 1, not {num_samples}")
-        estimator, path = named(source, num_samples, target)
-        override = target_named(target, estimator.num_samples) if target else None
+        estimators, path = named(source, num_samples, target)
         registry = Registry([*(plugin or ()), *([path] if path else ())])
         stated = [*(problem or ()), *pyro_problem(pyro, args, plate, reference, steps_before)]
-        problems = [registry.problem(each) for each in stated or PANEL]
-        found = check_estimator(estimator, problems, override=override, seed=seed, max_draws=max_draws)
+        found = check_named(estimators, registry, stated, target=target, seed=seed, max_draws=max_draws)
     except (SpecError, Refusal) as wrong:
         fail(wrong)
     code = exit_code(found)
@@ -71,7 +74,7 @@ def check(
         raise typer.Exit(code)
     for each in found:
         held = ", ".join(f"{block} for {name}" for block, name in each.targets.items()) or "not applicable"
-        typer.echo(f"{each.problem}\n  {held}\n  {each.finding}")
+        typer.echo(f"{each.problem}, K = {each.num_samples}\n  {held}\n  {each.finding}")
     if not found:
         typer.echo("no problem here knows the exact gradient of what this estimator declares")
     verdict = {0: "unbiased", 1: "BIASED", 3: "no verdict"}[code]
@@ -81,21 +84,25 @@ def check(
 
 def reference(
     problem: str,
-    target: Annotated[str, typer.Option(help="elbo, iwae, log_marginal or forward_kl")] = "elbo",
-    num_samples: Annotated[int, typer.Option("--num-samples", "-K", help="K of iwae")] = 1,
+    target: Annotated[str, typer.Option(help=f"one of {', '.join(ASKED_FOR)}")] = "elbo",
+    num_samples: Annotated[int | None, typer.Option("--num-samples", "-K", help="K of a bound that has one")] = None,
     as_json: Json = False,
     plugin: Plugins = None,
 ) -> None:
     """The exact value and gradient of a target, with the parameters and data that they belong to."""
     from ..catalogue import reference_row
     from ..registry import Registry
-    from ..registry import target as target_named
     from ..specs import SpecError
+    from ..targets import takes_samples
+    from ..targets import target as target_named
 
-    if num_samples < 1:
+    if num_samples is not None and num_samples < 1:
         fail(f"--num-samples must be at least 1, not {num_samples}")
     try:
-        row = reference_row(Registry(plugin or ()).problem(problem), target_named(target, num_samples))
+        wanted = target_named(target, num_samples or 1)
+        if num_samples is not None and not takes_samples(target):
+            fail(f"{target} is the same for every number of samples: leave --num-samples {num_samples} away")
+        row = reference_row(Registry(plugin or ()).problem(problem), wanted)
     except SpecError as wrong:
         fail(wrong)
     if as_json:

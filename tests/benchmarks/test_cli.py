@@ -148,20 +148,31 @@ def test_check_says_what_a_class_has_forgotten(gradest, tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1) and "Can't instantiate abstract class Mine" in err
 
 
+@pytest.mark.parametrize("rule", ["w**len(w), -w, w", "1 / 2, -1 / 2, 1 / 2"])
+def test_check_is_not_taken_in_by_what_holds_for_two_samples_alone(gradest, tmp_path, rule):
+    path = tmp_path / "two.py"
+    path.write_text(f"def two(log_w):\n    w = log_w.softmax(0)\n    return {rule.replace('-w', 'None')}\n")
+    target = "iwae" if "w**" in rule else "elbo"
+    code, out, _ = gradest("check", f"{path}:two", *ONE, "--target", target)
+    assert code == 1 and "PASS" in out.partition(", K = 3")[0] and "BIASED" in out.partition(", K = 3")[2]
+    assert gradest("check", f"{path}:two", *ONE, "--target", target, "-K", 2)[0] == 0
+
+
 def test_check_as_data(gradest, mine):
-    code, out, _ = gradest("check", f"{mine}:DividedByK", *ONE, "--json")
+    code, out, _ = gradest("check", f"{mine}:DividedByK", *ONE, "-K", 2, "--json")
     answer = json.loads(out)
     (finding,) = answer["findings"]
     assert code == answer["exit"] == 1 and finding["outcome"] == "BIASED" and finding["direction"].startswith("phi")
     assert finding["exact"] == pytest.approx(0.5) and finding["bias"] and finding["standard_error"] == 0
-    assert gradest("check", f"{mine}:DividedByK", *ONE, "--json")[1] == out  # the same draws, the same finding
+    assert gradest("check", f"{mine}:DividedByK", *ONE, "-K", 2, "--json")[1] == out  # the same draws, the same finding
     code, out, _ = gradest("check", f"{mine}:RawWeights", "-p", NARROW, "--json")
     assert code == 3 and json.loads(out)["findings"][0]["bias"] is None
 
 
 def test_check_of_the_suites_own(gradest):
     code, out, err = gradest("check", "sticking-the-landing")
-    assert (code, err) == (0, "") and out.count("PASS") == 5 and out.endswith("sticking-the-landing: unbiased\n")
+    assert (code, err) == (0, "") and out.count("PASS") == 6 and out.endswith("sticking-the-landing: unbiased\n")
+    assert [out.count(f", K = {K}\n") for K in (2, 3)] == [7, 3]
     assert gradest("check", "sumo", *ONE)[0] == 3
 
 
@@ -265,7 +276,7 @@ WRONG = [
     (("reference", "banana", "--target", "tvo[setting=2]"), "does not know tvo exactly; it knows: elbo"),
     (
         ("reference", "banana", "--target", "iwae", "-K", "3"),
-        "does not know iwae-3 exactly: its mean does not exist or ",
+        "does not know iwae-3 exactly: K = 2 is the largest ",
     ),
     (
         ("reference", "gaussian-1d[scale=1.9]", "--target", "f_divergence[setting=chi-square]"),

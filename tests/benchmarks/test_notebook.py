@@ -109,7 +109,10 @@ def test_new_refuses_in_one_line(tmp_path, monkeypatch):
 def test_junit_of_a_bias_and_of_no_verdict(tmp_path):
     out = tmp_path / "deep" / "j.xml"
     for name, code, kind in (("DividedByK", 1, "failure"), ("Unsuited", 3, "skipped")):
-        assert CliRunner().invoke(app, ["check", f"{MINE}:{name}", "-p", ONE, "--junit", str(out)]).exit_code == code
+        assert (
+            CliRunner().invoke(app, ["check", f"{MINE}:{name}", "-K", "2", "-p", ONE, "--junit", str(out)]).exit_code
+            == code
+        )
         suite = ElementTree.parse(out).getroot()
         assert suite.get("tests") == "1" and suite.find(f".//testcase/{kind}").get("message")
         assert suite.find(".//testcase").get("name").startswith("gaussian-1d[")

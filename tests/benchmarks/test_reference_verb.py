@@ -57,3 +57,34 @@ def test_reference_in_lines(gradest):
     assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == [
         *("value", "gradient", "standard_error", "method")
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--target", "jackknife[setting=2]", "-K", 2), "from 1 to K - 1 (K is 2), not '2'"),
+        (("--target", "elbo", "-K", 3), "elbo is the same for every number of samples: leave --num-samples 3 away"),
+        (("--target", "iwae", "-K", 0), "--num-samples must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_a_line(gradest, arguments, said):
+    code, out, err = gradest("reference", "gaussian-1d", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and said in err
+
+
+@pytest.mark.parametrize(
+    ("spec", "target", "K", "said"),
+    [
+        ("sigmoid-belief-net[dim=2,data_dim=3,seed=6,points=2]", "iwae", 60, "K = 8 is the largest at which"),
+        ("banana[noise_scale=0.1]", "iwae", 2, "K = 1 is the largest at which"),
+        (
+            "gaussian-1d[scale=2]",
+            "f_divergence[setting=chi-square]",
+            None,
+            "its mean does not exist, or the quadrature",
+        ),
+    ],
+)
+def test_a_value_that_is_not_known_is_refused_for_one_reason(gradest, spec, target, K, said):
+    code, out, err = gradest("reference", spec, "--target", target, *(("-K", K) if K else ()))
+    assert (code, out, err.count("\n")) == (2, "", 1) and said in err

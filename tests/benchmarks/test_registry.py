@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import registry
-from benchmarks.registry import Registry, estimator_spec, load, named, target
+from benchmarks.registry import Registry, estimator_spec, load, named
 from benchmarks.specs import SpecError
 from estimators import Refusal, Target
 
@@ -91,14 +91,8 @@ def test_unknown_names_are_told_with_the_nearest():
     )
     assert told(registry.problem, "rainfort") == "no problem 'rainfort'; did you mean 'rainforth'?"
     assert "allowed: score-function, leave-one-out" in told(registry.estimator, "zzz", 1)
-    assert told(target, "elbow", 1) == "no target 'elbow'; did you mean 'elbo'?"
     with pytest.raises(Refusal, match="leave-one-out needs num_samples >= 2, not 1"):
         registry.estimator("leave-one-out", 1)
-
-
-def test_targets_by_name():
-    assert target("iwae", 5) == Target("iwae", 5)
-    assert target("elbo", 5) == Target("elbo")
 
 
 def test_a_plugin_adds_estimators_and_problems(plugin):
@@ -201,22 +195,22 @@ def test_a_problem_that_cannot_be_made_is_told(plugin):
 
 def test_one_estimator_by_name_or_from_a_file(plugin):
     path = plugin(PLUGIN)
-    assert named("leave-one-out", None, None)[0].num_samples == 2
-    assert named("iwae", 7, None) == (Registry().estimator("iwae", 7), None)
-    mine, where = named(f"{path}:Mine", None, None)
-    assert (mine.label(), mine.num_samples, where) == ("Mine", 2, path)
-    mixed, _ = named(f"{path}:Mixed[share=0.75]", None, None)
-    assert (mixed.share, mixed.num_samples) == (0.75, 3)
-    made, _ = named(f"{path}:made", None, None)
+    assert [each.num_samples for each in named("leave-one-out", None, None)[0]] == [2, 3]
+    assert named("iwae", 7, None) == ([Registry().estimator("iwae", 7)], None)
+    (mine, more), where = named(f"{path}:Mine", None, None)
+    assert (mine.label(), mine.num_samples, more.num_samples, where) == ("Mine", 2, 3, path)
+    (mixed, more), _ = named(f"{path}:Mixed[share=0.75]", None, None)
+    assert (mixed.share, mixed.num_samples) == (0.75, 3) and (more.share, more.num_samples) == (0.75, 4)
+    (made,), _ = named(f"{path}:made", None, None)  # the file says with how many
     assert (made.share, made.num_samples) == (0.25, 4)
-    assert named(f"{path}:made", 9, None)[0].num_samples == 9
+    assert [each.num_samples for each in named(f"{path}:made", 9, None)[0]] == [9]
     with pytest.raises(Refusal, match="mixed needs num_samples >= 3, not 1"):
         named(f"{path}:Mixed", 1, None)
 
 
 def test_a_bare_function_is_an_estimator_of_the_target_that_is_given(plugin):
     path = plugin(PLUGIN)
-    estimator, _ = named(f"{path}:rule", 3, "iwae")
+    (estimator,), _ = named(f"{path}:rule", 3, "iwae")
     assert estimator.targets == dict.fromkeys(("theta", "phi"), Target("iwae", 3)) and estimator.label() == "rule"
     weights = estimator.weights(torch.zeros(3))
     torch.testing.assert_close(weights.path, torch.full((3,), 1 / 9))
@@ -238,6 +232,18 @@ def test_a_bare_function_is_an_estimator_of_the_target_that_is_given(plugin):
 )
 def test_what_a_file_does_not_hold_is_told(plugin, name, part):
     assert part in told(named, f"{plugin(PLUGIN)}:{name}", None, None)
+
+
+def test_an_estimator_of_a_file_is_asked_for_by_name(plugin):
+    path = plugin(PLUGIN)
+    assert told(named, path, None, None).startswith(f"{path}: which one? write {path}:NAME, allowed: Mine, ")
+
+
+def test_a_need_that_nobody_knows_is_no_need(plugin):
+    text = PLUGIN.replace('"reparameterizable"', '"reparametrizable"')
+    assert text != PLUGIN
+    expected = "Mine: no need 'reparametrizable'; did you mean 'reparameterizable'?"
+    assert told(named, f"{plugin(text)}:Mine", None, None) == expected
 
 
 def test_an_empty_file_says_so(plugin):

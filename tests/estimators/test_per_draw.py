@@ -362,17 +362,3 @@ def test_path_weights_survive_where_model_weights_underflow(dtype):
         expected = torch.autograd.grad(phi, list(p["phi"].values()))
         for leaf, truth in zip(got.phi.values(), expected, strict=True):
             torch.testing.assert_close(leaf.double(), truth, rtol=1e-4 if dtype == "float32" else 1e-9, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.complex128, torch.int64])
-def test_weights_of_another_type_are_refused(dtype):
-    """Cast in silence they would lose digits, or their imaginary part."""
-    problem = PROBLEMS["gaussian-1d"]
-
-    class Cast(estimators.StickingTheLanding):
-        def weights(self, log_w):
-            return estimators.Weights(torch.ones_like(log_w).to(dtype), None, 1.0)
-
-    noise = torch.randn(K, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    with pytest.raises(TypeError, match="weights must have the type of log_w"):
-        Cast(num_samples=K).gradient(problem, problem.parameters, noise)
