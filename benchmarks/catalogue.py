@@ -25,12 +25,12 @@ def catalogue(registry: Registry, what: str) -> list[dict[str, Any]]:
         return [
             {
                 "name": name,
-                "exact_targets": list(kind.exact_targets),
-                "offers": sorted(kind.offers),
+                "exact_targets": _listed(kind, "exact_targets"),
+                "offers": sorted(_listed(kind, "offers")),
                 "parameters": {key: field.default for key, field in settings_of(kind).items()},
                 "summary": kind.summary,
                 "citations": list(kind.citations),
-                "line": f"{kind.summary} [exact: {', '.join(kind.exact_targets) or 'none'}]",
+                "line": f"{kind.summary} [exact: {', '.join(_listed(kind, 'exact_targets')) or 'none'}]",
             }
             for name, kind in registry.problems.items()
         ]
@@ -49,10 +49,10 @@ def catalogue(registry: Registry, what: str) -> list[dict[str, Any]]:
                 "name": name,
                 "targets": targets,
                 "unbiased": unbiased,
-                "needs": sorted(kind.needs),
+                "needs": sorted(estimator.needs),
                 "min_num_samples": kind.min_num_samples,
                 "variance_exists": estimator.variance_exists,
-                "family": kind.family,
+                "family": estimator.family,
                 "library": getattr(kind, "library", "gradest"),
                 "summary": summary,
                 "citations": list(kind.citations),
@@ -60,6 +60,12 @@ def catalogue(registry: Registry, what: str) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _listed(kind: type[Problem], attribute: str) -> list[str]:
+    """What a problem's class states; what only an instance would know is left out."""
+    stated = getattr(kind, attribute)
+    return [] if isinstance(stated, property) else list(stated)
 
 
 def finding_row(checked: Checked) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from estimators.testing import TOLERANCE, Finding, check_stream, check_unbiased
 
 from .comparison import compare
 from .measure import batches
+from .outside import told
 from .problems import Problem, Reference
 from .references.loop import LoopEstimator
 from .registry import Registry
@@ -86,27 +88,47 @@ def check(
         seed: of all draws.
         max_draws: of one round of the sequential test.
     """
-    found, K = [], estimator.num_samples
+    found: list[Checked] = []
     for problem in problems:
-        faults = problem.faults(estimator)
-        reason = estimator.refuses(problem)
-        if reason is not None and faults:
-            # It is refused since it would be wrong: that is what was asked.
-            found.append(Checked(problem.spec, K, _claims(estimator), Finding("BIASED", faults[0])))
-            continue
-        if reason is not None:
-            found.append(Checked(problem.spec, K, {}, Finding("INCONCLUSIVE", reason)))
-            continue
-        truth, targets = _truth(estimator, problem, override)
-        if truth:
-            found.append(Checked(problem.spec, K, targets, _finding(estimator, problem, truth, seed, max_draws)))
-        elif problem.compared and override is None:
-            compared = compare(estimator, problem, seed=seed, max_draws=max_draws)
-            if compared is not None:
-                targets, finding = compared
-                reasons = "; ".join([finding.reason, *faults[:3]])
-                found.append(Checked(problem.spec, K, targets, replace(finding, reason=reasons)))
+        with _failing(estimator, problem):
+            found += _checked(estimator, problem, override, seed, max_draws)
     return found
+
+
+@contextmanager
+def _failing(estimator: Estimator, problem: Problem) -> Iterator[None]:
+    """Whatever goes wrong in other people's code, as one line that says with whom and on what."""
+    try:
+        yield
+    except (Refusal, SpecError, KeyboardInterrupt):
+        raise
+    except BaseException as wrong:
+        raise SpecError(f"{estimator.label()} failed on {problem.spec}: {told(wrong)}") from wrong
+
+
+def _checked(
+    estimator: Estimator, problem: Problem, override: Target | None, seed: int, max_draws: int
+) -> list[Checked]:
+    """What is found on one problem, if anything is known of what the estimator claims."""
+    K = estimator.num_samples
+    faults = problem.faults(estimator)
+    reason = estimator.refuses(problem)
+    if reason is not None and faults:
+        # It is refused since it would be wrong: that is what was asked.
+        return [Checked(problem.spec, K, _claims(estimator), Finding("BIASED", faults[0]))]
+    if reason is not None:
+        return [Checked(problem.spec, K, {}, Finding("INCONCLUSIVE", reason))]
+    truth, targets = _truth(estimator, problem, override)
+    if truth:
+        return [Checked(problem.spec, K, targets, _finding(estimator, problem, truth, seed, max_draws))]
+    compared = None
+    if problem.compared and override is None:
+        compared = compare(estimator, problem, seed=seed, max_draws=max_draws)
+    if compared is None:
+        return []
+    targets, finding = compared
+    reasons = "; ".join([finding.reason, *faults[:3]])
+    return [Checked(problem.spec, K, targets, replace(finding, reason=reasons))]
 
 
 def _claims(estimator: Estimator) -> dict[str, str]:
@@ -115,24 +137,14 @@ def _claims(estimator: Estimator) -> dict[str, str]:
 
 def _finding(estimator: Estimator, problem: Problem, truth: dict[str, Any], seed: int, max_draws: int) -> Finding:
     parameters = problem.parameters
-    try:
-        if isinstance(estimator, LoopEstimator):
-            streams = iter(range(seed * 1000, seed * 1000 + 1000))
-            return check_stream(
-                lambda: (rows.double() for rows in batches(estimator, problem, 10**9, next(streams))),
-                parameters, truth, pilot=4000, max_draws=max_draws // 100,
-            )  # fmt: skip
-        tolerance = EXACTLY if problem.dtype == "float64" else TOLERANCE
-        return check_unbiased(
-            estimator, problem, parameters, truth, seed=seed, max_draws=max_draws, tolerance=tolerance
-        )
-    except (Refusal, SpecError):
-        raise
-    except Exception as problem_:
-        line = str(problem_).splitlines()[0] if str(problem_) else ""
-        raise SpecError(
-            f"{estimator.label()} failed on {problem.spec}: {type(problem_).__name__}: {line}"
-        ) from problem_
+    if isinstance(estimator, LoopEstimator):
+        streams = iter(range(seed * 1000, seed * 1000 + 1000))
+        return check_stream(
+            lambda: (rows.double() for rows in batches(estimator, problem, 10**9, next(streams))),
+            parameters, truth, pilot=4000, max_draws=max_draws // 100,
+        )  # fmt: skip
+    tolerance = EXACTLY if problem.dtype == "float64" else TOLERANCE
+    return check_unbiased(estimator, problem, parameters, truth, seed=seed, max_draws=max_draws, tolerance=tolerance)
 
 
 def _truth(estimator: Estimator, problem: Problem, override: Target | None) -> tuple[dict[str, Any], dict[str, str]]:

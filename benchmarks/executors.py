@@ -20,6 +20,7 @@ import psutil
 from . import quiet, records, worker
 from .companies import Waiting, companies
 from .local import DiskProblem, Local, WorkerDied, WorkFailed
+from .outside import one_line
 from .privacy import private
 from .records import Cell, Record
 
@@ -159,7 +160,7 @@ def failed(job: Job, cell: Cell, problem: BaseException) -> Record:
     elif isinstance(problem, WorkerDied):
         facts = {"status": "killed", "reason": str(problem)}
     else:
-        facts = {"status": "error", "reason": private(str(problem)[: worker.REASON])}
+        facts = {"status": "error", "reason": one_line(private(str(problem)[: worker.REASON]))}
     record = Record(id=cell.id, cell=cell, **facts)  # type: ignore[arg-type]
     with writing():
         records.write_cell(Path(job.folder), record)

@@ -20,6 +20,7 @@ from .arithmetic import matmul_precision
 from .compiling import CompiledRows
 from .files import write_bytes
 from .moments import GradientMoments
+from .outside import one_line, told
 from .problems.problem import Problem, Reference
 from .records import SHARED, BlockResult, Cell, Cost, Record
 from .references.long_run import long_run
@@ -81,10 +82,9 @@ class Measurement:
         try:
             yield
         except (Refusal, SpecError) as problem:
-            self.facts = {"status": "refused", "reason": str(problem)}
+            self.facts = {"status": "refused", "reason": one_line(problem)}
         except Exception as problem:
-            reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-            self.facts = {"status": "error", "reason": reason, "traceback": frames(problem)}
+            self.facts = {"status": "error", "reason": told(problem), "traceback": frames(problem)}
         finally:
             self.seconds += time.perf_counter() - start
 

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from estimators import Estimator, Refusal, sweep
 
 from .compiling import compilable
+from .problems import Problem
 from .records import SHARED, Cell, MatmulPrecision
-from .registry import Registry, check_device, estimator_spec
+from .registry import Registry, check_device, estimator_spec, telling
 from .specs import SpecError, parse, select
 
 
@@ -136,26 +137,32 @@ def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:
                         f"{problem_name} has; give --dtype float32"
                     )
                 for estimator in settings:
-                    versions = {"problem": registry.version(problem), "estimator": registry.version(estimator)}
-                    compiled = suite.compile and compilable(estimator)
-                    if suite.share and not compiled and shareable(estimator, versions):
-                        versions[SHARED] = sweep.VERSION
-                    first = Cell(
-                        problem=problem.spec,
-                        estimator=estimator_spec(estimator),
-                        num_samples=estimator.num_samples,
-                        replicates=suite.replicates,
-                        seed=0,
-                        dtype=problem.dtype,
-                        device=suite.device,
-                        compiled=compiled,
-                        matmul_precision=suite.matmul_precision,
-                        versions=versions,
-                    )
+                    with telling(name):
+                        first = _first(suite, registry, problem, estimator)
                     for seed in range(suite.seeds):
                         cell = first.model_copy(update={"seed": seed})
                         found.setdefault(cell.id, cell)
     return list(found.values()), list(dict.fromkeys(left_out))
+
+
+def _first(suite: Suite, registry: Registry, problem: Problem, estimator: Estimator) -> Cell:
+    """The cell of a problem and an estimator with the first seed."""
+    versions = {"problem": registry.version(problem), "estimator": registry.version(estimator)}
+    compiled = suite.compile and compilable(estimator)
+    if suite.share and not compiled and shareable(estimator, versions):
+        versions[SHARED] = sweep.VERSION
+    return Cell(
+        problem=problem.spec,
+        estimator=estimator_spec(estimator),
+        num_samples=estimator.num_samples,
+        replicates=suite.replicates,
+        seed=0,
+        dtype=problem.dtype,
+        device=suite.device,
+        compiled=compiled,
+        matmul_precision=suite.matmul_precision,
+        versions=versions,
+    )
 
 
 def shareable(estimator: Estimator, versions: dict[str, str]) -> bool:

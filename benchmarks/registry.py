@@ -22,7 +22,8 @@ import estimators
 from estimators import BLOCKS, Estimator, Refusal, Target, Weights
 from estimators.contract import MULTI_SAMPLE, NEEDS
 
-from . import problems
+from . import declared, problems
+from .outside import shown, told
 from .problems import Problem
 from .specs import SpecError, canonical, convert, nearest, parse, settings_of
 from .targets import TARGETS, target
@@ -35,7 +36,7 @@ class Registry:
         self.estimators: dict[str, type[Estimator]] = {**estimators.REGISTRY, **_pyro(), **_entry_points("estimators")}
         self.problems: dict[str, type[Problem]] = {**problems.REGISTRY, **_entry_points("problems")}
         self.plugins = tuple(plugins)
-        self._origin: dict[str, str] = {}
+        self._origin: dict[type, str] = {}
         for plugin in plugins:
             for name, kind in _members(load(plugin), Estimator).items():
                 self._add(self.estimators, name, kind, plugin)
@@ -43,8 +44,12 @@ class Registry:
                 self._add(self.problems, name, kind, plugin)
 
     def _add(self, table: dict[str, Any], name: str, kind: type, plugin: str) -> None:
-        self._origin[name] = plugin
-        table[name] = kind
+        there = table.setdefault(name, kind)
+        if there is not kind:
+            # It would be measured under the name of another, and nobody would see that.
+            other = f"{there.__name__} of {self._origin.get(there, there.__module__)}"
+            raise SpecError(f"{plugin}: {kind.__name__} has the name of {other}, {name!r}; give it one of its own")
+        self._origin[kind] = plugin
 
     def estimator(self, spec: str, num_samples: int) -> Estimator:
         """The estimator of a specification.
@@ -72,12 +77,12 @@ class Registry:
         kind = self.problems.get(name)
         if kind is None:
             raise SpecError(f"no problem {name!r}; {nearest(name, self.problems)}")
-        with _telling(name), np.errstate(all="ignore"):  # what overflows is told by whoever meets it
+        with telling(name), np.errstate(all="ignore"):  # what overflows is told by whoever meets it
             return _build(kind, tuple(convert(kind, raw).items()), dtype, device)
 
     def version(self, component: Estimator | Problem) -> str:
         """A component's own version, with a digest of its file where it comes from a plug-in."""
-        plugin = self._origin.get(type(component).name or type(component).__name__)
+        plugin = self._origin.get(type(component))
         digest = "" if plugin is None else f"+{hashlib.sha256(Path(plugin).read_bytes()).hexdigest()[:12]}"
         within = [getattr(component, name) for name in settings_of(type(component))]
         inner = [f" of {self.version(each)}" for each in within if isinstance(each, Estimator)]
@@ -85,14 +90,15 @@ class Registry:
 
 
 @contextmanager
-def _telling(name: str) -> Iterator[None]:
-    """A plug-in's error as one line that names it; the machine's own (disk, memory) stay what they are."""
+def telling(name: str) -> Iterator[None]:
+    """A plug-in's error as one line that names it; the machine's own (disk, memory) are named, too, and stay what they are."""
     try:
         yield
-    except (SpecError, Refusal, OSError, MemoryError):
+    except (SpecError, Refusal, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as problem:
-        raise SpecError(f"{name} cannot be made: {type(problem).__name__}: {problem}") from problem
+    except BaseException as problem:
+        kind = next((each for each in (OSError, MemoryError) if isinstance(problem, each)), SpecError)
+        raise kind(f"{name} cannot be made: {told(problem)}") from problem
 
 
 def _make(
@@ -104,18 +110,29 @@ def _make(
         SpecError: if it cannot be made, or declares what is no target.
         Refusal: settings that it does not allow.
     """
-    if unknown := sorted(kind.needs - NEEDS.keys()):
-        raise SpecError(f"{kind.label()}: no need {unknown[0]!r}; {nearest(unknown[0], NEEDS)}")
-    with _telling(kind.label()):
+    with telling(kind.label()):
         made = kind(num_samples=num_samples, **{**convert(kind, raw), **(within or {})})
         targets = made.targets
-    whole = isinstance(targets, Mapping) and set(targets) == set(BLOCKS)
-    if not whole or not all(claim is None or _is_target(claim) for claim in targets.values()):
-        raise SpecError(
-            f"{kind.label()}: targets maps theta and phi each to None or to a Target of {', '.join(TARGETS)} "
-            f"(iwae with num_samples), not {targets!r}"
-        )
+        whole = isinstance(targets, Mapping) and set(targets) == set(BLOCKS)
+        if not whole or not all(claim is None or _is_target(claim) for claim in targets.values()):
+            raise SpecError(
+                f"{kind.label()}: targets maps theta and phi each to None or to a Target of {', '.join(TARGETS)} "
+                f"(iwae with num_samples), not {shown(targets)}"
+            )
+        _hold(made, kind.label())
+        if unknown := sorted(made.needs - NEEDS.keys()):
+            raise SpecError(f"{kind.label()}: no need {unknown[0]!r}; {nearest(unknown[0], NEEDS)}")
     return made
+
+
+def _hold(component: Any, name: str) -> None:
+    """Refuse a component that declares what nobody can use.
+
+    Raises:
+        SpecError: with what it is.
+    """
+    if wrong := declared.fault(component):
+        raise SpecError(f"{name}: {wrong}")
 
 
 def _is_target(claim: object) -> bool:
@@ -126,7 +143,9 @@ def _is_target(claim: object) -> bool:
 @lru_cache(maxsize=16)
 def _build(kind: type[Problem], settings: tuple[tuple[str, Any], ...], dtype: str | None, device: str) -> Problem:
     where = {"device": device} | ({"dtype": dtype} if dtype else {})
-    return kind(**dict(settings), **where)
+    made = kind(**dict(settings), **where)
+    _hold(made, kind.name)
+    return made
 
 
 def estimator_spec(estimator: Estimator) -> str:
@@ -154,10 +173,10 @@ def check_device(device: str) -> None:
 
 
 def load(path: str) -> ModuleType:
-    """Run a plug-in file that the user named.
+    """Run a plug-in file that the user named, and look at what its classes declare.
 
     Raises:
-        SpecError: if it is not there or does not run; the last line of its error is given.
+        SpecError: if it is not there, does not run (the first line of its error is given), or declares what nobody can use.
     """
     file = Path(path)
     if not file.is_file():
@@ -173,11 +192,16 @@ def load(path: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+        for kind in (Estimator, Problem):
+            for member in _own(module, kind):
+                if "name" not in vars(member):
+                    member.name = member.__name__
+                _hold(member, f"{path}: {member.__name__}")
     except BaseException as problem:
-        del sys.modules[name]
-        if isinstance(problem, KeyboardInterrupt):
+        sys.modules.pop(name, None)
+        if isinstance(problem, SpecError | KeyboardInterrupt):
             raise
-        raise SpecError(f"{path} does not run: {type(problem).__name__}: {problem}") from problem
+        raise SpecError(f"{path} does not run: {told(problem)}") from problem
     return module
 
 
@@ -187,8 +211,8 @@ def findable(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _members(module: ModuleType, kind: type) -> dict[str, Any]:
-    """Classes of a kind that a module itself defines, by their own, not inherited, names.
+def _own(module: ModuleType, kind: type) -> list[type]:
+    """Classes of a kind that a module itself defines and that can be asked for.
 
     An abstract class that others derive from is their base and no entry; one that stands alone has forgotten something,
     and whoever asks for it is told what.
@@ -199,13 +223,20 @@ def _members(module: ModuleType, kind: type) -> dict[str, Any]:
         if inspect.isclass(member) and issubclass(member, kind) and member.__module__ == module.__name__
     ]
     bases = {base for member in own for base in member.__mro__[1:]}
-    found = {}
-    for member in own:
-        if inspect.isabstract(member) and member in bases:
-            continue
-        if "name" not in vars(member):
-            member.name = member.__name__
-        found[member.name] = member
+    return [member for member in dict.fromkeys(own) if not (inspect.isabstract(member) and member in bases)]
+
+
+def _members(module: ModuleType, kind: type) -> dict[str, Any]:
+    """The same by name: their own, not an inherited one.
+
+    Raises:
+        SpecError: if two have the same.
+    """
+    found: dict[str, Any] = {}
+    for member in _own(module, kind):
+        if found.setdefault(member.name, member) is not member:
+            both = f"{found[member.name].__name__} and {member.__name__}"
+            raise SpecError(f"{module.__file__}: {both} are both called {member.name!r}")
     return found
 
 

@@ -33,6 +33,7 @@ import torch
 from . import quiet, records
 from .files import write_bytes
 from .measure import run_cell, run_together
+from .outside import one_line, told
 from .privacy import private
 from .records import Cell, Record
 from .references.loop import LoopEstimator
@@ -73,7 +74,7 @@ def serve(pipe: Connection, settings: dict[str, Any]) -> None:
             answer: dict[str, Any] = {"value": function(*arguments)}
         except BaseException as problem:
             of_disk = isinstance(problem, OSError) and problem.errno not in OF_PROCESS
-            answer = {"disk": str(problem)} if of_disk else {"error": told(problem)}
+            answer = {"disk": str(problem)} if of_disk else {"error": text(told(problem), REASON)}
         finally:
             if os.getpid() != _PID:
                 os._exit(0)
@@ -216,7 +217,9 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
     try:
         found = run_cell(cell, plugins, folder)
     except BaseException as problem:  # SystemExit, an exception that cannot be printed, text that is no Unicode
-        found = Record(id=identity.id, cell=identity, status="error", reason=told(problem)).model_dump(mode="json")
+        found = Record(id=identity.id, cell=identity, status="error", reason=text(told(problem), REASON)).model_dump(
+            mode="json"
+        )
     finally:
         # A child that an estimator forked comes back here too; there is one record, and one to write it.
         if os.getpid() != _PID and _PID:
@@ -233,6 +236,7 @@ def work(folder: str, cell: dict[str, Any], plugins: tuple[str, ...]) -> dict[st
         found["reason"] = f"{found['reason'][:REASON]}; a worker may take {_MEMORY / 2**30:.3g} GiB (--memory)"
     lengths = {"reason": 2 * REASON, "traceback": TRACEBACK}
     found |= {name: text(private(found[name][: 4 * length]), length) for name, length in lengths.items()}
+    found["reason"] = one_line(found["reason"])
     record = Record.model_validate(found)
     try:
         records.write_cell(Path(folder), record)
@@ -272,15 +276,6 @@ def work_together(folder: str, cells: list[dict[str, Any]]) -> list[dict[str, An
 
 class NotWell(RuntimeError):
     """Cells that were measured together and had better not have been."""
-
-
-def told(problem: BaseException) -> str:
-    """One line about an exception, whatever its own text does."""
-    try:
-        line = (str(problem).splitlines() or [""])[0]
-    except BaseException:
-        line = "its text cannot be shown"
-    return text(f"{type(problem).__name__}: {line}", REASON)
 
 
 def text(given: str, length: int) -> str:

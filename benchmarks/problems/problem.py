@@ -42,7 +42,7 @@ class Problem(LatentModel):
     device: str = field(default="cpu", kw_only=True)
 
     name: ClassVar[str]
-    summary: ClassVar[str]
+    summary: ClassVar[str] = ""
     version: ClassVar[str] = "1"
     citations: ClassVar[tuple[str, ...]] = ()
     exact_targets: ClassVar[tuple[str, ...]] = ()

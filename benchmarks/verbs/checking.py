@@ -15,6 +15,7 @@ from .common import (
     PyroProgram,
     PyroReference,
     PyroSteps,
+    echo,
     fail,
     print_json,
     pyro_problem,
@@ -74,11 +75,12 @@ def check(
         raise typer.Exit(code)
     for each in found:
         held = ", ".join(f"{block} for {name}" for block, name in each.targets.items()) or "not applicable"
-        typer.echo(f"{each.problem}, K = {each.num_samples}\n  {held}\n  {each.finding}")
+        for line in (f"{each.problem}, K = {each.num_samples}", f"  {held}", f"  {each.finding}"):
+            echo(line)
     if not found:
         typer.echo("no problem here knows the exact gradient of what this estimator declares")
     verdict = {0: "unbiased", 1: "BIASED", 3: "no verdict"}[code]
-    typer.echo(f"{source}: {verdict}")
+    echo(f"{source}: {verdict}")
     raise typer.Exit(code)
 
 
@@ -109,4 +111,4 @@ def reference(
         print_json(row)
         return
     for key in ("value", "gradient", "standard_error", "method"):
-        typer.echo(f"{key}: {row[key]}")
+        echo(f"{key}: {row[key]}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from ..outside import one_line, plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="folder with the data set's own files")]
@@ -30,10 +31,6 @@ PyroSteps = Annotated[
 ]
 
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Characters that move the cursor, ring, colour, or turn the direction of writing."""
-
-
 def fail(message: object, code: int = 2) -> NoReturn:
     """One line on standard error, and out."""
     raise typer.Exit(say(message, code))
@@ -41,13 +38,13 @@ def fail(message: object, code: int = 2) -> NoReturn:
 
 def say(message: object, code: int) -> int:
     """One line on standard error; gives the exit code back."""
-    echo(f"gradest: {' '.join(str(message).split())}", err=True)
+    echo(f"gradest: {one_line(message)}", err=True)
     return code
 
 
 def echo(line: object, err: bool = False) -> None:
-    """Print what may come from outside: names, reasons, files. What a terminal would obey in it is shown as a question mark."""
-    typer.echo(_CONTROLS.sub("?", str(line)), err=err)
+    """Print a line of what may come from outside: names, reasons, files."""
+    typer.echo(plain(line).replace("\n", " "), err=err)
 
 
 def pyro_problem(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, Plugins, fail
+from .common import Json, Plugins, echo, fail
 
 
 def list_(
@@ -17,15 +17,18 @@ def list_(
 ) -> None:
     """Names, targets, needs and a line on each."""
     from ..catalogue import catalogue
-    from ..registry import Registry
+    from ..registry import Refusal, Registry
     from ..specs import nearest
 
     if what not in ("estimators", "problems"):
         fail(f"cannot list {what!r}; {nearest(what, ('estimators', 'problems'))}")
-    rows = catalogue(Registry(plugin or ()), what)
+    try:
+        rows = catalogue(Registry(plugin or ()), what)
+    except Refusal as wrong:
+        fail(wrong)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        typer.echo(f"{row['name']:<{width}}  {row['line']}")
+        echo(f"{row['name']:<{width}}  {row['line']}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, Plugins, choose, fail, print_json
+from .common import Json, Plugins, choose, echo, fail, print_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -80,4 +80,4 @@ def cite(
     for plain, own in keys.items():
         lost = [key for key in own if key not in entries]
         if lost or not own:
-            typer.echo(f"{plain}: no entry for {', '.join(lost)}" if lost else f"{plain} names no source", err=True)
+            echo(f"{plain}: no entry for {', '.join(lost)}" if lost else f"{plain} names no source", err=True)

@@ -66,7 +66,9 @@ def study(
     text = findings.markdown(found)
     write(out / "study" / "iwae.json", StudyRecord(kind="iwae", data=found, citations=list(CITATIONS)))
     write_text(out / "findings.md", text)
-    echo(json.dumps(found, indent=1) if as_json else f"{text}\nWith curves and pictures: gradest report {out}")
+    whole = json.dumps(found, indent=1) if as_json else f"{text}\nWith curves and pictures: gradest report {out}"
+    for line in whole.splitlines():
+        echo(line)
 
 
 def gradients(

@@ -224,6 +224,12 @@ WRONG = [
     (("list", "--plugin", "none.py"), "no plug-in file 'none.py'"),
     (("list", "--plugin", "suite.toml"), "'suite.toml' is not a Python file"),
     (("list", "--plugin", "broken.py"), "broken.py does not run: SyntaxError"),
+    *(
+        ((verb, *words, "--plugin", "cites.py"), "cites.py: Cites: citations is to be a tuple of texts, not 5")
+        for verb, *words in (("list",), ("run", "-p", "gaussian-1d"), ("check", "iwae"), ("cite", "iwae"))
+    ),
+    (("check", "cites.py:Cites"), "cites.py: Cites: citations is to be"),
+    (("list", "--plugin", "refuses.py"), "never fit"),
     (("run", "none.toml"), "cannot read none.toml: No such file"),
     (("run", "."), "cannot read .: Is a directory"),
     (("run", "suite.toml"), "suite.toml: suite.0.replicates: Input should be a valid integer"),
@@ -296,6 +302,13 @@ class Leaves(estimators.IWAE):
     def targets(self):
         raise SystemExit(0)
 """
+REFUSES = """
+import estimators
+
+class Refuses(estimators.IWAE):
+    def __post_init__(self):
+        raise estimators.Refusal("never fit")
+"""
 
 
 @pytest.mark.parametrize(("arguments", "part"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
@@ -306,6 +319,8 @@ def test_bad_input_gets_one_line_and_writes_nothing(gradest, tmp_path, monkeypat
     (tmp_path / "deep.toml").write_text("x = " + "[" * 5000 + "]" * 5000)
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "leaves.py").write_text(LEAVES)
+    (tmp_path / "cites.py").write_text("import estimators\n\nclass Cites(estimators.IWAE):\n    citations = 5\n")
+    (tmp_path / "refuses.py").write_text(REFUSES)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "manifest.json").write_text('{"schema')
     before = sorted(tmp_path.rglob("*"))

@@ -248,3 +248,97 @@ def test_a_need_that_nobody_knows_is_no_need(plugin):
 
 def test_an_empty_file_says_so(plugin):
     assert "has no 'x'; it defines no estimator" in told(named, plugin("y = 1") + ":x", None, None)
+
+
+MADE = """
+from estimators import Estimator, Target, Weights
+from benchmarks.problems import Gaussian1D
+
+class Mute(BaseException):
+    def __str__(self):
+        raise ValueError
+
+class Shy:
+    def __repr__(self):
+        raise Mute
+
+def raises(problem):
+    def it(self):
+        raise problem
+    return property(it)
+
+class Mine(Estimator):
+    targets = property(lambda self: dict.fromkeys(("theta", "phi"), Target("elbo")))
+    BODY
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("citations = None", "plugin.py: Mine: citations is to be a tuple of texts, not None"),
+        ("citations = 5", "citations is to be a tuple of texts, not 5"),
+        ("citations = ([],)", "citations is to be a tuple of texts, not ([],)"),
+        ("citations = property(lambda self: 1 / 0)", "citations is to be a tuple of texts, not <property"),
+        ("citations = Shy()", "citations is to be a tuple of texts, not a Shy"),
+        ("name = 5", "plugin.py: Mine: name is to be a text that can be printed, without any of []=,*?!, not 5"),
+        ("name = None", "name is to be a text that can be printed"),
+        ("name = ['x']", "not ['x']"),
+        ("name = property(lambda self: 'x')", "name is to be a text that can be printed"),
+        ("name = '\\ud800'", r"not '\ud800'"),
+        ("name = '\\u202e'", r"not '\u202e'"),
+        ("name = 'a\\nb'", r"not 'a\nb'"),
+        ("name = 'a[b]'", "not 'a[b]'"),
+        ("needs = 'gaussian'", "needs is to be a frozenset of texts, not 'gaussian'"),
+        ("min_num_samples = 2.0", "min_num_samples is to be a whole number from 0 up, not 2.0"),
+        ("__doc__ = 5", "__doc__ is to be a text, not 5"),
+        ("raise Mute", "plugin.py does not run: Mute: its text cannot be shown"),
+    ],
+)
+def test_what_a_class_declares_is_looked_at_when_its_file_is_taken_in(plugin, body, part):
+    """Before anybody trips over it, whether the class is asked for or not."""
+    for kind in ("Estimator", "Gaussian1D"):
+        if kind == "Estimator" or not body.startswith(("needs", "min_num", "raise")):
+            path = plugin(MADE.replace("Mine(Estimator)", f"Mine({kind})").replace("BODY", body))
+            assert part in told(Registry, [path])
+
+
+@pytest.mark.parametrize(
+    ("body", "part", "kind"),
+    [
+        ("needs = raises(KeyError('x'))", "Mine: needs cannot be had: KeyError: 'x'", SpecError),
+        ("family = property(lambda self: 7)", "Mine: family is to be a text, not 7", SpecError),
+        ("targets = raises(Mute())", "Mine cannot be made: Mute: its text cannot be shown", SpecError),
+        ("targets = {'theta': Shy(), 'phi': None}", "a Target of", SpecError),
+        ("targets = raises(MemoryError())", "Mine cannot be made: MemoryError", MemoryError),
+        ("targets = raises(OSError('no such disk'))", "Mine cannot be made: OSError: no such disk", OSError),
+    ],
+)
+def test_what_an_estimator_itself_declares_is_told_with_its_name(plugin, body, part, kind):
+    registry = Registry([plugin(MADE.replace("BODY", body))])
+    with pytest.raises(kind) as caught:
+        registry.estimator("Mine", 2)
+    assert part in str(caught.value)
+
+
+def test_no_name_is_taken_twice(plugin):
+    """Else one estimator would be measured under the name of another."""
+    ours = plugin("from estimators import IWAE\n\nclass Mine(IWAE):\n    name = 'iwae'\n")
+    assert told(Registry, [ours]).endswith(
+        ": Mine has the name of IWAE of estimators.multisample, 'iwae'; give it one of its own"
+    )
+    problem = plugin("from benchmarks.problems import Banana\n\nclass Mine(Banana):\n    name = 'banana'\n", "other.py")
+    assert "Mine has the name of Banana of benchmarks.problems.banana" in told(Registry, [problem])
+    first, second = (plugin("from estimators import IWAE\n\nclass Mine(IWAE): ...\n", f"{n}.py") for n in "ab")
+    assert f"{second}: Mine has the name of Mine of {first}, 'Mine'" in told(Registry, [first, second])
+    assert "Mine" in Registry([first, first]).estimators
+    both = "from estimators import IWAE\n\nclass A(IWAE):\n    name = 'x'\n\nclass B(IWAE):\n    name = 'x'\n"
+    assert told(Registry, [plugin(both, "c.py")]).endswith("c.py: A and B are both called 'x'")
+
+
+def test_a_plugin_may_share_a_name_with_what_is_no_rival(plugin):
+    """An estimator called as a problem of ours; that has no part in its file."""
+    registry = Registry([plugin("from estimators import IWAE\n\nclass Mine(IWAE):\n    name = 'banana'\n")])
+    banana = registry.problem("banana")
+    assert registry.version(banana) == banana.version
+    assert "+" in registry.version(registry.estimator("banana", 2))

@@ -56,6 +56,13 @@ class RaisesWhatCannotBeShown(Right):
         raise Mute
 
 
+class RaisesTwoLines(Right):
+    """By its name; and its text would ring."""
+
+    def mischief(self, log_w):
+        raise type("Two\nLines", (Exception,), {})("on\a purpose")
+
+
 class SaysThatTheDiskIsFull(Right):
     def mischief(self, log_w):
         raise OSError(28, "No space left on device")

@@ -20,7 +20,8 @@ EXPECTED = {
     "Hangs": ("timeout", "did not end within 8 seconds"),
     "Raises": ("error", "RuntimeError: on purpose"),
     "RaisesHalfACharacter": ("error", "RuntimeError: ?????"),
-    "RaisesWhatCannotBeShown": ("error", "ValueError: no text"),
+    "RaisesWhatCannotBeShown": ("error", "Mute: its text cannot be shown"),
+    "RaisesTwoLines": ("error", "Two Lines: on? purpose"),
     "SaysThatTheDiskIsFull": ("error", "No space left on device"),
     "Interrupts": ("error", "KeyboardInterrupt"),
     "Leaves": ("error", "SystemExit: 3"),
@@ -104,7 +105,7 @@ def by_name(hostile, stored):
 def test_each_says_what_it_did(by_name, name):
     status, words = EXPECTED[name]
     assert (by_name[name].status, words in by_name[name].reason) == (status, True), by_name[name].reason
-    assert len(by_name[name].reason) <= 4_000
+    assert len(by_name[name].reason) <= 4_000 and len(by_name[name].reason.splitlines()) <= 1
 
 
 def test_of_twins_one_leaves_a_record(by_name):
