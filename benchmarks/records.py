@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .files import read_bytes, write_text
 from .index import Entry, entries, note
+from .outside import plain as plain  # for reports, which import nothing else of this package
 
 SCHEMA_VERSION = 4
 

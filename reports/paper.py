@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from benchmarks.records import plain
+
 HERE = Path(__file__).parent
 
 
@@ -20,6 +22,7 @@ def _templates() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
+        finalize=lambda value: plain(value) if type(value) is str else value,  # what is Markup is the suite's own
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -22,6 +22,7 @@ from benchmarks.records import (
     RecordError,
     TrainingRecord,
     each_cell,
+    plain,
     read,
     read_bytes,
 )
@@ -120,7 +121,7 @@ def load(path: Path) -> Run:
             trainings.append(read(file, TrainingRecord))
         except RecordError as problem:
             unreadable[f"training/{file.name}"] = str(problem)
-    return Run(path.resolve().name, path, manifest, environment, rows, tracebacks, trainings, unreadable)
+    return Run(plain(path.resolve().name), path, manifest, environment, rows, tracebacks, trainings, unreadable)
 
 
 def only(run: Run, problems: Sequence[str] = (), estimators: Sequence[str] = ()) -> Run:
@@ -215,7 +216,14 @@ def _row(record: Record, block: BlockResult | None, words: dict[str, str]) -> li
             for name, prefix in _INTERVALS.items():
                 row[f"{prefix}_low"], row[f"{prefix}_high"] = row[name] or (None, None)
             row["quantiles"] = json.dumps(block.quantiles) if block.quantiles else None
-    return [words.setdefault(one, one) if isinstance(one, str) else one for one in map(row.get, _STORED)]
+    return [_word(one, words) if isinstance(one, str) else one for one in map(row.get, _STORED)]
+
+
+def _word(text: str, words: dict[str, str]) -> str:
+    """One object for equal texts; no terminal and no page is to obey any of them."""
+    if text not in words:
+        words[text] = plain(text)
+    return words[text]
 
 
 def training_titles(runs: Sequence[Run]) -> dict[str, str]:

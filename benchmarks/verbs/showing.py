@@ -39,7 +39,7 @@ def report(
         fail(
             f"what is stored cannot be shown: {type(wrong).__name__} {wrong} ({Path(where.filename).name}, line {where.lineno})"
         )
-    typer.echo(page)
+    echo(page)
 
 
 def export(
@@ -115,7 +115,7 @@ def compare(
     for note in notes:
         echo(note)
     if out is not None:
-        typer.echo(out)
+        echo(out)
     raise typer.Exit(code)
 
 
@@ -184,4 +184,4 @@ def history(
         echo(note)
     typer.echo(f"{rows['run'].nunique()} runs, {len(rows)} rows, {changed} changes")
     if out is not None:
-        typer.echo(out)
+        echo(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -11,7 +12,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from benchmarks.outside import plain
 from benchmarks.records import BlockResult, Cell, Cost, Manifest, Record, TrainingPoint, TrainingRecord, write
+from reports import export, frame
 from reports.render import render
 
 MARK = "gradestInjected"
@@ -68,6 +71,7 @@ CORPUS = [
     f"%3Cscript%3E{CALL}%3C/script%3E",
     f"\x00<script>{CALL}</script>\u2028\u2029",
     f"\ufeff<script>{CALL}</script>",
+    f"\u202e\x1b[31m\x07\u2066<script>{CALL}</script>",
     f"$x$ $\\href{{javascript:{CALL}}}{{x}}$",
     f"@article{{x, title={{<script>{CALL}</script>}}}}",
 ]
@@ -242,6 +246,8 @@ def check(folders, tmp_path):
     page = Page(html)
     assert page.text > 10 * len(folders)  # it is there, and it is text
     assert page.suspicious == []
+    shown = re.sub(r"(?s)<script.*?</script>", "", html)
+    assert shown == plain(shown)  # nothing that turns the direction of writing, or that a terminal obeys
     running = [
         body for attributes, body in page.scripts if attributes.get("type") in (None, "module", "text/javascript")
     ]
@@ -255,6 +261,21 @@ def test_nothing_from_outside_becomes_markup(tmp_path):
     for number in (0, 29):
         poisoned(tmp_path / f"run {number}", rotated(number))
     check([tmp_path / "run 0", tmp_path / "run 29"], tmp_path)
+
+
+@pytest.mark.parametrize("format", ["csv", "json"])
+def test_an_export_holds_nothing_that_a_terminal_obeys(format, tmp_path):
+    poisoned(tmp_path / "run\x1b[31m", rotated(len(CORPUS) - 8))
+    stream = io.StringIO()
+    export(frame([tmp_path / "run\x1b[31m"]), stream, format)
+    assert "?[31m" in stream.getvalue() and stream.getvalue() == plain(stream.getvalue())
+    if format == "json":  # which could spell it, for whoever shows it to spell out
+        assert all(
+            text == plain(text)
+            for row in json.loads(stream.getvalue())
+            for text in row.values()
+            if isinstance(text, str)
+        )
 
 
 @pytest.mark.long
