@@ -5,8 +5,12 @@ Exit codes: 0 done; 1 a cell failed, or a bias was found; 2 wrong usage, or nowh
 
 from __future__ import annotations
 
-import shlex
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any, NoReturn
 
@@ -72,13 +76,47 @@ def main() -> NoReturn:
     # UsageError: of click, or of the copy of click that newer versions of typer carry.
     usage_error = typer.BadParameter.__mro__[1]
     try:
-        code = _command()(given or ["--help"], prog_name="gradest", standalone_mode=False)
+        with _interruptible():
+            code = _command()(given or ["--help"], prog_name="gradest", standalone_mode=False)
     except (SpecError, MemoryError) as wrong:
         code = say(wrong, 2)
     except usage_error as wrong:
-        code = say(f"{wrong.format_message()} (given: {shlex.join(given)})", 2)
+        value = _value(getattr(getattr(wrong, "param", None), "opts", ()), given)
+        code = say(f"{wrong.format_message()}{'' if value is None else f' (given: {value})'}", 2)
     except OSError as wrong:
         code = say(wrong, 3)
     except typer.Abort:
         code = say("stopped", 130)
     sys.exit(code or 0)
+
+
+def _value(options: Iterable[str], words: list[str]) -> str | None:
+    """What was given for an option, spelled in any of these ways, or ``None``."""
+    for option in options:
+        for place, word in enumerate(words):
+            if word == option and place + 1 < len(words):
+                return words[place + 1]
+            if word.startswith(option + "=" if option.startswith("--") else option) and len(word) > len(option):
+                return word[len(option) :].removeprefix("=")
+    return None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within, Ctrl-C ends this process at once with a line, until a verb has a better way (:func:`runner.interruptible`).
+
+    ``KeyboardInterrupt`` in the middle of an import becomes an error of another kind, or is lost with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        os.write(2, b"gradest: stopped\n")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 """Forked from a process that has done nothing but import torch, a new worker costs milliseconds, not seconds. Elsewhere than on
@@ -59,11 +59,16 @@ def startable() -> Iterator[None]:
     with _TURN, awake():
         path, daemon = os.environ.get("PYTHONSAFEPATH"), config.pop("daemon", None)
         os.environ["PYTHONSAFEPATH"] = "1"
+        # Ctrl-C is for whoever has workers started: the process that forks them would die of it with a traceback while it
+        # imports. It inherits what is blocked here, and so do workers, which lift that (benchmarks.worker.start).
+        resource_tracker.ensure_running()  # which, where it has to start, lifts that as well
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         # The second is imported when a cell ends, and torch imports the third when vmap is first used: each takes a second.
         forkserver.set_forkserver_preload(["benchmarks.worker", "benchmarks.metrics", "torch._dynamo"])
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             if path is None:
                 del os.environ["PYTHONSAFEPATH"]
             else:

@@ -102,6 +102,7 @@ def start(locks: str, memory: int | None, environment: Mapping[str, str], parent
     global _PID, _MEMORY
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
