@@ -7,13 +7,15 @@ limits, and the same ways to fail, everywhere.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import platform
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 from . import __version__
 from .executors import Engine, ExecutorLost, Job, Minder, StoreError, failed, usable_cores, usual_memory
 from .local import DiskProblem, WorkerDied
+from .outside import told
 from .records import Cell, Record
 from .specs import SpecError, nearest
 
@@ -129,22 +132,40 @@ def _shared_locks(job: Job) -> Path:
 
 
 def made(name: str, options: dict[str, Any], workers: int) -> tuple[Executor, Callable[[], int]]:
-    executor = factory(name, options)
+    """The executor that ``module:factory`` makes, and how many cells it may have in flight.
+
+    Raises:
+        SpecError: if it cannot be made, or is none.
+    """
+    try:
+        executor = factory(name, options)(**options)
+    except Exception as problem:
+        raise SpecError(f"--executor {name}: {told(problem)}") from problem
+    if not isinstance(executor, Executor):
+        raise SpecError(f"--executor {name} gives a {type(executor).__name__}, which is no concurrent.futures.Executor")
     return executor, lambda: getattr(executor, "_max_workers", None) or workers
 
 
-@contextmanager
-def dask(options: dict[str, Any], workers: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
-    """The executor of a dask client, and twice its threads; a cluster on this machine where no address is given."""
-    try:
-        import distributed
-    except ImportError:
-        raise SpecError("--executor dask needs distributed: python -m pip install 'gradest[dask]'") from None
+def check_dask(options: dict[str, Any]) -> None:
+    """Refuse dask where it is not installed, or has no such argument.
+
+    Raises:
+        SpecError: with what is allowed.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise SpecError("--executor dask needs distributed: python -m pip install 'gradest[dask]'")
     unknown = [key for key in options if key not in ("address", "timeout")]
     if unknown:
         raise SpecError(
             f"--executor dask has no argument {unknown[0]!r}; {nearest(unknown[0], ('address', 'timeout'))}"
         )
+
+
+@contextmanager
+def dask(options: dict[str, Any], workers: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
+    """The executor of a dask client, and twice its threads; a cluster on this machine where no address is given."""
+    import distributed
+
     with ExitStack() as stack:
         where = options.get("address")
         if where is None:
@@ -167,19 +188,21 @@ def dask(options: dict[str, Any], workers: int) -> Iterator[tuple[Executor, Call
         yield client.get_executor(pure=False), capacity
 
 
-def factory(name: str, options: dict[str, Any]) -> Executor:
-    """The executor that ``module:factory`` makes.
+def factory(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """What ``module:factory`` stands for, if it takes these arguments; it is not called.
 
     Raises:
-        SpecError: if there is none, or it cannot be made.
+        SpecError: if there is none, or it takes others.
     """
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
-        raise SpecError(f"no executor {name!r}; allowed: local, dask, module:factory")
+        raise SpecError(f"no executor {name!r}; {nearest(name, ('local', 'dask', 'module:factory'))}")
     try:
-        made = getattr(importlib.import_module(module), attribute)(**options)
+        found = getattr(importlib.import_module(module), attribute)
+        with suppress(ValueError):  # it does not say what it takes
+            inspect.signature(found).bind(**options)
     except Exception as problem:
-        raise SpecError(f"--executor {name}: {type(problem).__name__}: {problem}") from problem
-    if not isinstance(made, Executor):
-        raise SpecError(f"--executor {name} gives a {type(made).__name__}, which is no concurrent.futures.Executor")
-    return made
+        raise SpecError(f"--executor {name}: {told(problem)}") from problem
+    if inspect.isclass(found) and not issubclass(found, Executor):
+        raise SpecError(f"--executor {name} is no concurrent.futures.Executor")
+    return found

@@ -18,6 +18,20 @@ from .local import Local
 from .specs import SpecError
 
 
+def check(name: str, options: dict[str, Any]) -> None:
+    """Refuse an executor that is not there, or arguments that it does not take; nothing is made.
+
+    Raises:
+        SpecError: with what is allowed.
+    """
+    if name == "local" and options:
+        raise SpecError(f"the local executor takes no --executor-arg, not {next(iter(options))!r}; see --jobs")
+    if name == "dask":
+        elsewhere.check_dask(options)
+    elif name != "local":
+        elsewhere.factory(name, options)
+
+
 @contextmanager
 def engine(name: str, options: dict[str, Any], workers: int, job: Job, devices: Sequence[str] = ()) -> Iterator[Engine]:
     """The engine of a name, dismissed at the end; when an exception passes, cells in flight are cancelled.
@@ -25,10 +39,9 @@ def engine(name: str, options: dict[str, Any], workers: int, job: Job, devices: 
     Raises:
         SpecError: if there is none of that name, or it cannot be made.
     """
+    check(name, options)
     with ExitStack() as stack:
         if name == "local":
-            if options:
-                raise SpecError(f"the local executor takes no --executor-arg, not {next(iter(options))!r}; see --jobs")
             locks = stack.enter_context(quiet.folder())
             limits = job if job.memory is not None or devices else replace(job, memory=usual_memory(workers))
             minder = Minder(limits, workers, locks, devices)

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from estimators import Estimator, Refusal, sweep
 
 from .compiling import compilable
+from .outside import shown
 from .problems import Problem
 from .records import SHARED, Cell, MatmulPrecision
 from .registry import Registry, check_device, estimator_spec, telling
-from .specs import SpecError, parse, select
+from .specs import MOST_SAMPLES, SpecError, nearest, parse, select
+
+NumSamples = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
 
 
 class Suite(BaseModel):
     """Problems x estimators x numbers of samples x seeds, with their settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A file that says true, "2" or 1e3 where a whole number belongs has a slip in it.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     problems: list[str] = Field(min_length=1)
     estimators: list[str] = Field(default=["*"], min_length=1)
-    num_samples: list[int] = Field(default=[1, 8, 64], min_length=1)
+    num_samples: list[NumSamples] = Field(default=[1, 8, 64], min_length=1)
     replicates: int = Field(default=4000, ge=2, le=100_000_000)
     seeds: int = Field(default=1, ge=1, le=10_000)
-    dtype: str | None = Field(default=None, pattern="^(float32|float64)$")
+    dtype: Literal["float32", "float64"] | None = None
     device: str = "cpu"
     compile: bool = False
     matmul_precision: MatmulPrecision = "highest"
@@ -55,10 +62,10 @@ def read_config(path: Path) -> Config:
         return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as problem:
         raise SpecError(f"cannot read {path}: {problem.strerror}") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise SpecError(f"{path} is not TOML: {problem}") from problem
     except ValidationError as problem:
-        raise SpecError(f"{path}: {first_line(problem)}") from problem
+        raise SpecError(f"{path}: {first_line(problem, Config)}") from problem
+    except (ValueError, RecursionError) as problem:  # of the parser, which minds long numbers and deep brackets, too
+        raise SpecError(f"{path} is not TOML: {problem}") from problem
 
 
 def configure(path: Path | None, changes: dict[str, Any]) -> Config:
@@ -75,7 +82,7 @@ def configure(path: Path | None, changes: dict[str, Any]) -> Config:
         base = read_config(path or DEFAULT)
         return Config(suite=[Suite.model_validate({**suite.model_dump(), **changes}) for suite in base.suite])
     except ValidationError as problem:
-        raise SpecError(first_line(problem)) from problem
+        raise SpecError(first_line(problem, Suite)) from problem
 
 
 def as_compilable(config: Config) -> tuple[Config, list[str]]:
@@ -100,11 +107,30 @@ def as_compilable(config: Config) -> tuple[Config, list[str]]:
     return Config(suite=suites), [f"not compiled, measured eagerly on {device}: {why}" for device, why in wrong.items()]
 
 
-def first_line(problem: ValidationError) -> str:
-    """The first complaint of a validation, as one line: where, what, and the value."""
-    error = problem.errors()[0]
-    place = ".".join(str(part) for part in error["loc"])
-    return f"{place}: {error['msg']} (given: {error['input']!r})"[:300]
+def first_line(problem: ValidationError, kind: type[BaseModel]) -> str:
+    """The first complaint of a validation, as one line: where, what (with the nearest name that is allowed), and the value."""
+    errors = problem.errors()
+    # What is misspelt is missing, too.
+    error = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    *sections, name = error["loc"]
+    words = error["msg"]
+    if error["type"] == "extra_forbidden":
+        words = f"no such setting; {nearest(str(name), _section(kind, sections).model_fields)}"
+    elif error["type"] == "literal_error" and isinstance(error["input"], str):
+        near = nearest(error["input"], re.findall(r"'(.*?)'", error["ctx"]["expected"]))
+        words += f"; {near}" if near.endswith("?") else ""
+    return f"{'.'.join(map(str, error['loc']))}: {words} (given: {shown(error['input'])})"[:300]
+
+
+def _section(kind: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
+    """The model at a place within another."""
+    for part in place:
+        if isinstance(part, str):
+            hint = kind.model_fields[part].annotation
+            kind = next(
+                each for each in (hint, *get_args(hint)) if inspect.isclass(each) and issubclass(each, BaseModel)
+            )
+    return kind
 
 
 def cells(config: Config, registry: Registry) -> tuple[list[Cell], list[str]]:

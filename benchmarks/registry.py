@@ -163,6 +163,8 @@ def check_device(device: str) -> None:
         kind = torch.device(device)
     except RuntimeError:
         raise SpecError(f"no device {device!r}; write cpu, cuda, cuda:0, xpu or mps") from None
+    if kind.type == "cpu" and kind.index is not None:  # it would be another cell, and the same measurement
+        raise SpecError(f"no device {device!r}: the processor is one, cpu")
     if kind.type == "cpu":
         return
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

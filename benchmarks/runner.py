@@ -120,6 +120,7 @@ def run(
     memory: float | None = None,
     executor: str = "local",
     options: dict[str, Any] | None = None,
+    opened: Callable[[], None] = lambda: None,
     told: Callable[[Progress], None] = lambda progress: None,
     preparing: Callable[[str], None] = lambda what: None,
 ) -> Tally:
@@ -132,6 +133,7 @@ def run(
         workers: processes; of other executors than ``local`` and dask without an address, cells in flight at most.
         executor: ``local``, ``dask``, or ``module:factory`` of a ``concurrent.futures.Executor``.
         options: keyword arguments of the factory, or the ``address`` of dask's scheduler.
+        opened: called once there is an executor, before anything is written.
 
     Raises:
         StoreError: if a record cannot be written.
@@ -140,6 +142,7 @@ def run(
     tally = Tally()
     limits = Job(str(folder.resolve()), plugins, timeout, None if memory is None else int(memory * 2**30))
     with engines.engine(executor, options or {}, workers, limits, graphics(cells)) as engine, writing():
+        opened()
         for cell in {(cell.problem, cell.dtype, cell.device): cell for cell in cells}.values():
             preparing(cell.problem)
             # A failure here is not lost: the cells of this problem will meet it again, and say so.

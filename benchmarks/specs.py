@@ -17,6 +17,8 @@ from typing import Any
 
 _SPEC = re.compile(r"^(?P<name>[^\[\]]+?)(\[(?P<settings>.*)\])?$", re.DOTALL)
 _FALSE_TRUE = {"false": False, "true": True}
+MOST_SAMPLES = 100_000_000
+"""The largest number of samples that can be asked for: beyond, it is a slip of the hand."""
 
 
 class SpecError(ValueError):
@@ -98,9 +100,9 @@ def convert(kind: type, raw: Mapping[str, str]) -> dict[str, Any]:
 def _value(where: str, text: str, kind: str) -> Any:
     try:
         if kind == "int":
-            return int(text)
+            return int(_digits(text))
         if kind == "float":
-            value = float(text)
+            value = float(_digits(text))
             if value - value != 0:
                 raise ValueError("not finite")
             return value
@@ -110,6 +112,44 @@ def _value(where: str, text: str, kind: str) -> Any:
         words = {"int": "a whole number", "float": "a finite number", "bool": "true or false"}
         raise SpecError(f"{where} takes {words[kind]}, not {text!r}") from None
     return text
+
+
+def _digits(text: str) -> str:
+    """The text, if its digits are those that everybody reads: Python takes those of other scripts and 1_000, too."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"no plain digits: {text!r}")
+    return text
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Numbers of samples such as ``1,8,64``.
+
+    Raises:
+        SpecError: for anything else; ``option`` says where.
+
+    Example:
+        >>> whole_numbers("1,8", "--num-samples")
+        [1, 8]
+    """
+    try:
+        numbers = [int(_digits(part)) for part in text.split(",")]
+    except ValueError:
+        raise SpecError(f"{option} takes whole numbers such as 1,8,64, not {text!r}") from None
+    for number in numbers:
+        check_samples(number, option)
+    return numbers
+
+
+def check_samples(number: int, option: str = "--num-samples") -> None:
+    """Refuse a number of samples that nobody can mean.
+
+    Raises:
+        SpecError: with what is allowed; ``option`` says where.
+    """
+    if number < 1:
+        raise SpecError(f"{option} must be at least 1, not {number}")
+    if number > MOST_SAMPLES:
+        raise SpecError(f"{option} must be at most {MOST_SAMPLES}, not {number:.6g}")
 
 
 def canonical(component: Any, leave_out: tuple[str, ...] = ()) -> str:
@@ -193,7 +233,7 @@ def assignments(pairs: Iterable[str], option: str) -> dict[str, Any]:
         value: Any = _FALSE_TRUE.get(text.lower(), text)
         for kind in (float, int):
             with suppress(ValueError):
-                value = kind(text)
+                value = kind(_digits(text))
         found[key] = value
     return found
 

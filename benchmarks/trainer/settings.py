@@ -18,7 +18,7 @@ STAGES = 8
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(_Section):
@@ -65,7 +65,7 @@ class Optimizer(_Section):
     epochs: int = Field(default=40, ge=1)
     stages: int = Field(default=STAGES, ge=1, le=STAGES)
     learning_rate: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)  # a list in TOML
     eps: float = Field(default=1e-4, gt=0)
     clip: float = Field(default=0.0, ge=0)
 
@@ -135,7 +135,7 @@ def read(path: Path | None, changes: dict[str, Any]) -> Settings:
             tree = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as problem:
             raise SpecError(f"cannot read {file}: {problem.strerror}") from problem
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        except (ValueError, RecursionError) as problem:
             raise SpecError(f"{file} is not TOML: {problem}") from problem
     for name, value in changes.items():
         branch = tree
@@ -147,4 +147,4 @@ def read(path: Path | None, changes: dict[str, Any]) -> Settings:
         return Settings.model_validate(tree)
     except ValidationError as problem:
         where = f"{path}: " if path is not None else ""
-        raise SpecError(f"{where}{first_line(problem)}") from problem
+        raise SpecError(f"{where}{first_line(problem, Settings)}") from problem

@@ -52,11 +52,11 @@ def check(
     require_writable(junit)
     from ..check import check_named, exit_code
     from ..registry import Refusal, Registry, named
-    from ..specs import SpecError
+    from ..specs import SpecError, check_samples
 
     try:
-        if num_samples is not None and num_samples < 1:
-            fail(f"--num-samples must be at least 1, not {num_samples}")
+        if num_samples is not None:
+            check_samples(num_samples)
         estimators, path = named(source, num_samples, target)
         registry = Registry([*(plugin or ()), *([path] if path else ())])
         stated = [*(problem or ()), *pyro_problem(pyro, args, plate, reference, steps_before)]
@@ -94,13 +94,13 @@ def reference(
     """The exact value and gradient of a target, with the parameters and data that they belong to."""
     from ..catalogue import reference_row
     from ..registry import Registry
-    from ..specs import SpecError
+    from ..specs import SpecError, check_samples
     from ..targets import takes_samples
     from ..targets import target as target_named
 
-    if num_samples is not None and num_samples < 1:
-        fail(f"--num-samples must be at least 1, not {num_samples}")
     try:
+        if num_samples is not None:
+            check_samples(num_samples)
         wanted = target_named(target, num_samples or 1)
         if num_samples is not None and not takes_samples(target):
             fail(f"{target} is the same for every number of samples: leave --num-samples {num_samples} away")

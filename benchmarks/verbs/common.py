@@ -104,6 +104,11 @@ def require_writable(*files: Path | None) -> None:
             fail(f"cannot write {path}: {problem.strerror}")
 
 
+def require_run_folder(folder: Path) -> None:
+    """Out, before anything is computed, if there is no run folder and none can be made, or it can only be read."""
+    require_writable(folder / "manifest.json", folder / "cells" / "any.json")
+
+
 def choose(given: str, allowed: tuple[str, ...], what: str) -> str:
     """One of the allowed words, or out with the nearest."""
     from ..specs import nearest

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, Plugins, choose, echo, fail, print_json
+from .common import Json, Plugins, choose, echo, fail, print_json, require_writable
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,6 +28,7 @@ def new(
         fail(f"{folder} is inside the clone: a plug-in lives beside it, say where by --out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         fail(f"{folder} is there already, and not empty")
+    require_writable(folder / "README.md")
     from ..records import write_text
 
     module = name.replace("-", "_")

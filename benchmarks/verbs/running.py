@@ -22,6 +22,7 @@ from .common import (
     fail,
     manifest,
     pyro_problem,
+    require_run_folder,
 )
 
 
@@ -70,12 +71,14 @@ def run(
     allow_failures: Annotated[bool, typer.Option("--allow-failures", help="exit 0 even if cells failed")] = False,
 ) -> None:
     """Measure problems x estimators x numbers of samples x seeds. Finished cells are kept."""
+    if not dry_run and not verify:
+        require_run_folder(out)
     if executor == "local" and not dry_run:
         forking.begin()
-    from .. import plan, runner
+    from .. import engines, plan, runner
     from ..progress import Bar
     from ..registry import Refusal, Registry
-    from ..specs import assignments, fraction
+    from ..specs import assignments, fraction, whole_numbers
 
     plugins = tuple(str(Path(each).resolve()) for each in plugin or ())
     changes: dict[str, Any] = {"device": device}
@@ -85,7 +88,7 @@ def run(
     if estimator:
         changes["estimators"] = estimator
     if num_samples is not None:
-        changes["num_samples"] = _whole_numbers(num_samples, "--num-samples")
+        changes["num_samples"] = whole_numbers(num_samples, "--num-samples")
     if compile_:
         changes["compile"] = True
     if share:
@@ -100,6 +103,7 @@ def run(
         cells, left_out = plan.cells(whole, registry)
         mine = cells if shard is None else runner.shard(cells, *fraction(shard, "--shard"))
         options = assignments(executor_arg or (), "--executor-arg")
+        engines.check(executor, options)
     except (SpecError, Refusal) as wrong:
         fail(wrong)
     if dry_run:
@@ -113,17 +117,20 @@ def run(
     if verify:
         _verify(out, mine, verify_cells, how)
     try:
-        books = runner.bibliography(cells, registry)
-        command = shlex.join(["gradest", *sys.argv[1:]])
-        settings = whole.model_dump(mode="json")
-        runner.open_run(out, cells, command=command, settings=settings, bibliography=books, workers=workers)
-        left, done, set_aside = (mine, 0, []) if fresh else runner.pending(out, mine)
-        for line in (*left_out, *set_aside):
-            echo(f"left out: {line}" if line in left_out else f"set aside, measured again: {line}", err=True)
-        if done:
-            typer.echo(f"{done} of {len(mine)} cells are done already", err=True)
-        with runner.interruptible(), Bar(len(left)) as bar:
-            tally = runner.run(out, left, told=bar.tell, preparing=bar.preparing, **how)
+        with runner.interruptible():
+            books = runner.bibliography(cells, registry)
+            left, done, set_aside = (mine, 0, []) if fresh else runner.pending(out, mine)
+            for line in (*left_out, *set_aside):
+                echo(f"left out: {line}" if line in left_out else f"set aside, measured again: {line}", err=True)
+            if done:
+                typer.echo(f"{done} of {len(mine)} cells are done already", err=True)
+
+            def opened() -> None:
+                command, settings = shlex.join(["gradest", *sys.argv[1:]]), whole.model_dump(mode="json")
+                runner.open_run(out, cells, command=command, settings=settings, bibliography=books, workers=workers)
+
+            with Bar(len(left)) as bar:
+                tally = runner.run(out, left, opened=opened, told=bar.tell, preparing=bar.preparing, **how)
     except SpecError as wrong:
         fail(wrong)
     except (runner.StoreError, runner.ExecutorLost) as wrong:
@@ -161,13 +168,3 @@ def _verify(folder: Path, cells: list[Any], count: int, how: dict[str, Any]) -> 
         echo(f"stored with another {line}", err=True)
     echo(f"{len(chosen)} stored cells measured again, {len(wrong)} differ: {folder}")
     raise typer.Exit(1 if wrong else 0)
-
-
-def _whole_numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        fail(f"{option} takes whole numbers such as 1,8,64, not {text!r}")
-    if min(numbers) < 1:
-        fail(f"{option} must be at least 1, not {min(numbers)}")
-    return numbers

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .common import DataDir, Json, Plugins, choose, echo, fail, print_json
+from .common import DataDir, Json, Plugins, choose, echo, fail, print_json, require_run_folder
 
 
 def study(
@@ -44,6 +44,7 @@ def study(
     from ..trainer.study import ARMS, CITATIONS, Plan, run
 
     choose(name, ("iwae",), "study")
+    require_run_folder(out)
     usual = tuple(ARMS) if full else Plan().arms
     arms = tuple(dict.fromkeys(choose(each, tuple(ARMS), "arm") for each in arm)) if arm else usual
     plan = Plan(arms, seeds, epochs, images, num_samples, model, data, str(data_dir or ""))
@@ -101,21 +102,20 @@ def gradients(
     from ..references.loop import LoopEstimator
     from ..registry import Refusal, Registry
     from ..runner import StoreError, bibtex, interruptible, open_run, usable_cores
-    from ..specs import SpecError, select
+    from ..specs import SpecError, select, whole_numbers
     from ..trainer import trained
     from ..trainer.families import family
     from ..trainer.gradient_study import ESTIMATORS, GradientPlan, run
     from ..trainer.gradients import Design
 
+    require_run_folder(out)
     workers = jobs or usable_cores()
     try:
         registry = Registry(plugin or ())
         # Another library's loss gives gradients of whole batches of data, by a generator of its own.
         offered = [name for name, kind in registry.estimators.items() if not issubclass(kind, LoopEstimator)]
         names = tuple(select(estimator or list(ESTIMATORS), offered, "estimator"))
-        sizes = tuple(sorted({int(each) for each in num_samples.split(",") if each.strip()}))
-        if not sizes or sizes[0] < 1:
-            raise ValueError
+        sizes = tuple(sorted(set(whole_numbers(num_samples, "--num-samples"))))
         given = tuple(_checkpoint(each) for each in checkpoint or ())
         for _, path in given:
             trained(Path(path))
@@ -136,8 +136,6 @@ def gradients(
             found = run(plan, out, workers, _counter("trainings and measurements"))
     except (SpecError, DataError, Refusal) as wrong:
         fail(wrong)
-    except ValueError:
-        fail(f"--num-samples takes whole numbers above 0, such as 1,8,64, not {num_samples!r}")
     except StoreError as wrong:
         fail(wrong, 3)
     except KeyboardInterrupt:

@@ -53,6 +53,7 @@ def train(
     from ..trainer.session import CHECKPOINT
     from ..training import TrainingError
 
+    require_writable(out / CHECKPOINT)
     named = {
         "objective.theta": theta, "objective.phi": phi, "objective.num_samples": num_samples, "model": model,
         "data.name": data, "optimizer.epochs": epochs, "seed": seed, "device": device,

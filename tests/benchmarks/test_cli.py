@@ -243,16 +243,31 @@ WRONG = [
     (("run", *GAUSSIAN, "-K", "0"), "--num-samples must be at least 1, not 0"),
     (("run", *GAUSSIAN, "-K", "1,many"), "--num-samples takes whole numbers such as 1,8,64, not '1,many'"),
     (("run", "-p", "gaussian-1d", "-e", "leave-one-out", "-K", "1"), "leave-one-out needs num_samples >= 2, not 1"),
-    (("run", *GAUSSIAN, "-R", "1"), "-R 1"),
-    (("run", *GAUSSIAN, "-R", "many"), "-R many"),
-    (("run", *GAUSSIAN, "--seeds", "0"), "--seeds 0"),
-    (("run", *GAUSSIAN, "--timeout", "0"), "--timeout 0"),
-    (("run", *GAUSSIAN, "--timeout", "nan"), "1000000000"),
-    (("run", *GAUSSIAN, "--timeout", "inf"), "1000000000"),
-    (("run", *GAUSSIAN, "--memory", "nan"), "1073741824"),
-    (("run", *GAUSSIAN, "--memory", "1e300"), "1073741824"),
+    (("run", *GAUSSIAN, "-R", "many"), "(given: many)"),
+    (("run", *GAUSSIAN, "--seeds", "0"), "(given: 0)"),
+    (("run", *GAUSSIAN, "--timeout=0"), "(given: 0)"),
+    *((("run", *GAUSSIAN, "--timeout", each), f"1000000000 (given: {each})") for each in ("nan", "inf")),
+    *((("run", *GAUSSIAN, "--memory", each), f"1073741824 (given: {each})") for each in ("nan", "1e300")),
     (("status", "results", "--watch", "--every", "inf"), "1000000"),
-    (("run", *GAUSSIAN, "--dtype", "float16"), "'float16'"),
+    (("run", *GAUSSIAN, "-R", "1"), "or equal to 2 (given: 1)\n"),
+    (("run", *GAUSSIAN, "--dtype", "float16"), "'float32' or 'float64'; did you mean 'float64'? (given: 'float16')"),
+    (("run", *GAUSSIAN, "--matmul-precision", "hihg"), "did you mean 'high'? (given: 'hihg')"),
+    (("run", *GAUSSIAN, "-K", "1" + "0" * 30), "--num-samples must be at most 100000000, not 1e+30"),
+    (("check", "iwae", "-K", "1" + "0" * 30), "--num-samples must be at most 100000000, not 1e+30"),
+    *((("run", *GAUSSIAN, "-K", K), "--num-samples takes whole numbers such as 1,8,64, not ") for K in ("٣", "1_0")),
+    (("run", "-p", "linear-gaussian[dim=1_0]", "-e", "iwae"), "takes a whole number, not '1_0'"),
+    (("run", *GAUSSIAN, "--device", "cpu:7"), "no device 'cpu:7': the processor is one, cpu"),
+    *(
+        (("run", *GAUSSIAN, *words, *dry), part)
+        for dry in ((), ("--dry-run",))
+        for words, part in (
+            (("--executor", "nonsense"), "no executor 'nonsense'; allowed: local, dask, module:factory"),
+            (("--executor", "os:system"), "--executor os:system: TypeError: missing a required argument: 'command'"),
+            (("--executor", "os:no"), "--executor os:no: AttributeError"),
+            (("--executor-arg", "x=1"), "the local executor takes no --executor-arg, not 'x'"),
+        )
+    ),
+    (("run", *GAUSSIAN, "--executor", "os:getcwd"), "gives a str, which is no concurrent.futures.Executor"),
     (("run", *GAUSSIAN, "--device", "quatsch"), "no device 'quatsch'"),
     (("run", *GAUSSIAN, "--device", "xpu:9"), "no device 'xpu:9' on this machine; there is: "),
     (("run", *GAUSSIAN, "--plugin", "none.py"), "none.py"),
@@ -273,7 +288,7 @@ WRONG = [
     (("check", "leave-one-out", "-K", "1"), "leave-one-out needs num_samples >= 2, not 1"),
     (("check", "iwae", "-p", "nonsense"), "no problem 'nonsense'"),
     (("check", "iwae", "--target", "elbow"), "no target 'elbow'; did you mean 'elbo'?"),
-    (("check", "iwae", "--max-draws", "1"), "--max-draws 1"),
+    (("check", "iwae", "--max-draws", "1"), "(given: 1)"),
     (("reference",), "problem"),
     (("reference", "nonsense"), "no problem 'nonsense'"),
     (("reference", "gaussian-1d", "--target", "elbow"), "no target 'elbow'"),
@@ -336,12 +351,16 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("verb", ["run", "export", "report", "history"])
-def test_what_cannot_be_written_to_is_told(gradest, run_folder, tmp_path, verb):
+NEW = ("new", "estimator", "my-own")
+OUT = [("run", *GAUSSIAN), ("export", "RUN"), ("report", "RUN"), ("history", "RUN", "RUN"), ("train",), ("study",), NEW]
+
+
+@pytest.mark.parametrize("words", [*OUT, ("gradients",)], ids=lambda words: words[0])
+def test_what_cannot_be_written_to_is_told(gradest, run_folder, tmp_path, words):
     (tmp_path / "file").write_text("kept")
-    words = {"run": ("run", *GAUSSIAN), "history": ("history", run_folder, run_folder)}.get(verb, (verb, run_folder))
-    code, out, err = gradest(*words, "--out", tmp_path / "file" / "x")
-    assert (code, out, err.count("\n")) == (3 if verb == "run" else 2, "", 1) and "file" in err
+    given = [run_folder if word == "RUN" else word for word in words]
+    code, out, err = gradest(*given, "--out", tmp_path / "file" / "x")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "file is no folder" in err
     assert (tmp_path / "file").read_text() == "kept"
 
 

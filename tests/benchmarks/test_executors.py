@@ -147,12 +147,14 @@ def test_workers_elsewhere_need_the_same_versions():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("dusk", {}, "no executor 'dusk'; allowed: local, dask, module:factory"),
+        ("dusk", {}, "no executor 'dusk'; did you mean 'dask'"),
         ("local", {"x": 1}, "takes no --executor-arg, not 'x'"),
         ("no_such_module:make", {}, "ModuleNotFoundError"),
         ("concurrent.futures:NoSuchPool", {}, "AttributeError"),
         ("concurrent.futures:ThreadPoolExecutor", {"max_workers": -1}, "max_workers must be greater than 0"),
-        ("collections:OrderedDict", {}, "gives a OrderedDict, which is no concurrent.futures.Executor"),
+        ("collections:OrderedDict", {}, "collections:OrderedDict is no concurrent.futures.Executor"),
+        ("os:getcwd", {}, "gives a str, which is no concurrent.futures.Executor"),
+        ("concurrent.futures:ThreadPoolExecutor", {"workers": 1}, "got an unexpected keyword argument 'workers'"),
     ],
 )
 def test_what_is_no_executor_is_refused(cells, tmp_path, name, options, words):

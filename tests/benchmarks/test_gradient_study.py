@@ -227,7 +227,7 @@ def test_the_verb_measures_checkpoints_and_refuses_in_one_line(tmp_path):
     assert json.loads((out / "manifest.json").read_text())["settings"]["study"] == "gradients"
     for wrong, said in (
         (["-e", "iwea"], "did you mean 'iwae'"),
-        (["-K", "2,x"], "whole numbers above 0"),
+        (["-K", "2,x"], "whole numbers such as 1,8,64"),
         (["elsewhere"], "NAME=PATH"),
         ([f"a={tmp_path}"], "cannot read"),
         (["--batch", "5000"], "more than the 4000"),

@@ -97,8 +97,12 @@ def test_a_device_that_is_not_there_is_refused(registry, device, part):
         ({"problems": ["gaussian-1d[scale=0]"]}, "scale must be positive, not 0.0"),
         ({"problems": ["linear-gaussian[dim=0]"]}, "dim must be at least 1, not 0"),
         ({"replicates": 1}, "replicates: Input should be greater than or equal to 2 (given: 1)"),
-        ({"dtype": "float16"}, "(given: 'float16')"),
-        ({"matmul_precision": "hgh"}, "(given: 'hgh')"),
+        (
+            {"dtype": "float16"},
+            "dtype: Input should be 'float32' or 'float64'; did you mean 'float64'? (given: 'float16')",
+        ),
+        ({"matmul_precision": "hgh"}, "'highest', 'high' or 'medium'; did you mean 'high'? (given: 'hgh')"),
+        ({"num_samples": [10**30]}, "num_samples.0: Input should be less than or equal to 100000000 (given: 1000"),
         ({"matmul_precision": "medium", "dtype": "float64"}, "for float32 alone, not float64"),
     ],
 )
@@ -130,8 +134,16 @@ def test_a_file_and_options_that_change_it(tmp_path):
         ("[[suite]]\nproblems = []\n", "suite.0.problems: "),
         (
             "[[suite]]\nproblems = ['x']\nreplicate = 3\n",
-            "suite.0.replicate: Extra inputs are not permitted (given: 3)",
+            "suite.0.replicate: no such setting; did you mean 'replicates'? (given: 3)",
         ),
+        ("sute = []", "sute: no such setting; did you mean 'suite'? (given: [])"),
+        ("[[suite]]\nproblems = ['x']\nseeds = true\n", "suite.0.seeds: Input should be a valid integer (given: True)"),
+        ("[[suite]]\nproblems = ['x']\nreplicates = '2'\n", "replicates: Input should be a valid integer (given: '2')"),
+        (
+            "[[suite]]\nproblems = ['x']\nnum_samples = [1e3]\n",
+            "num_samples.0: Input should be a valid integer (given: 10",
+        ),
+        ("x = 1" + "0" * 5000, "is not TOML: Exceeds the limit"),
         ("[[suite]]\nproblems = ['x']\nnum_samples = [1, 'many']\n", "suite.0.num_samples.1: "),
         ("[[suite]]\nproblems = ['x']\n[[suite]]\nproblems = ['x']\nseeds = 0\n", "suite.1.seeds: "),
         ("[[suite]]\nproblems = ['x']\nreplicates = 1e99\n", "suite.0.replicates: "),
