@@ -110,8 +110,8 @@ class _Slot:
             found = json.loads(line)
         except RecursionError as problem:
             raise ValueError("too deep") from problem
-        if not isinstance(found, dict):
-            raise ValueError("no object")
+        if not isinstance(found, dict) or (self.ready and not found.keys() & {"value", "disk", "error"}):
+            raise ValueError("no answer")
         return found
 
 

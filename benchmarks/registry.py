@@ -26,6 +26,7 @@ from . import declared, problems
 from .outside import shown, told
 from .problems import Problem
 from .specs import SpecError, canonical, convert, nearest, parse, settings_of
+from .state import kept
 from .targets import TARGETS, target
 
 
@@ -193,7 +194,8 @@ def load(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with kept():
+            spec.loader.exec_module(module)
         for kind in (Estimator, Problem):
             for member in _own(module, kind):
                 if "name" not in vars(member):

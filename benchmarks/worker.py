@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import random
 import re
 import resource
 import signal
@@ -25,7 +24,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import safetensors.numpy
 import torch
@@ -38,11 +36,11 @@ from .privacy import private
 from .records import Cell, Record
 from .references.loop import LoopEstimator
 from .registry import Registry
+from .state import global_state, kept
 
 REASON, TRACEBACK = 2_000, 20_000
 """Characters of a reason and of a traceback that a record keeps."""
 NO_MEMORY = re.compile(r"MemoryError|bad_alloc|allocate memory|not enough memory", re.IGNORECASE)
-LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 OF_DISK = re.compile(r"\w*Error: \[Errno (\d+)\] (.*)")
 KEPT = re.compile(r"^(\S*[/\\])?measure\.py:\d+ in keep:", re.MULTILINE)
 """A line of a traceback from where moments are written: an estimator may have a method of that name, too."""
@@ -181,7 +179,8 @@ def keep_freed_memory() -> None:
 
 def prepare(folder: str, cell: dict[str, Any], plugins: tuple[str, ...], threads: int) -> None:
     """Train what has to be trained, once, and write its curve and its pictures into the run."""
-    problem = Registry(plugins).problem(cell["problem"], cell["dtype"], cell["device"])
+    with kept():
+        problem = Registry(plugins).problem(cell["problem"], cell["dtype"], cell["device"])
     torch.set_num_threads(threads)
     try:
         problem.prepare()
@@ -284,70 +283,21 @@ def text(given: str, length: int) -> str:
     return given[:length].encode("utf-8", "replace").decode()
 
 
-def global_state() -> dict[str, Any]:
-    """What an estimator could change for all that come after it, by a name fit to be shown."""
-    name, keys, place, *rest = np.random.get_state(legacy=True)
-    return {
-        "the default dtype": torch.get_default_dtype(),
-        "the default device": str(torch.get_default_device()),
-        "torch's global random state": torch.get_rng_state().numpy().tobytes(),
-        "numpy's global random state": (name, keys.tobytes(), place, *rest),
-        "Python's global random state": random.getstate(),
-        "torch's number of threads": torch.get_num_threads(),
-        "torch's gradient mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
-        "torch's anomaly mode": torch.is_anomaly_enabled(),
-        "torch's matrix precision": torch.get_float32_matmul_precision(),
-        # As text: where such numbers are taken for zero, they are equal to it.
-        "how denormal numbers are treated": repr(float(torch.full((64,), 1e-310, dtype=torch.float64).mul(1.0)[0])),
-        "numpy's error handling": np.geterr(),
-        "the working folder": _here(),
-        # torch names its own cache folders there when it first compiles something
-        "environment variables": {
-            k: v for k, v in os.environ.items() if not k.startswith(("TORCH", "_TORCH", "TRITON"))
-        },
-        "what this process may take": tuple(resource.getrlimit(each) for each in LIMITS),
-        "the mode of new files": _umask(),
-        "timers": signal.getitimer(signal.ITIMER_REAL) != (0.0, 0.0),
-        "signal handlers": tuple(signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)),
-    }
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _here() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it has been removed
-        return ""
-
-
 def _inputs(cell: Cell, plugins: tuple[str, ...]) -> Callable[[], str]:
     """A function that digests what an estimator is handed: parameters and data of the problem, which later cells share.
 
-    Plug-ins and other libraries are loaded here for the first time; what that does to random state and default dtype is
-    undone, since many a script begins with a seed.
+    Plug-ins and other libraries are loaded here for the first time, and change nothing by that.
     """
-    dtype, state = torch.get_default_dtype(), torch.get_rng_state()
-    others = np.random.get_state(), random.getstate()
     try:
-        registry = Registry(plugins)
-        problem = registry.problem(cell.problem, cell.dtype, cell.device)
-        _ = problem.parameters
-        estimator = registry.estimator(cell.estimator, cell.num_samples)
-        if isinstance(estimator, LoopEstimator):
-            estimator.load()
+        with kept():
+            registry = Registry(plugins)
+            problem = registry.problem(cell.problem, cell.dtype, cell.device)
+            _ = problem.parameters
+            estimator = registry.estimator(cell.estimator, cell.num_samples)
+            if isinstance(estimator, LoopEstimator):
+                estimator.load()
     except Exception:
         return lambda: ""  # the cell meets it again, and says so
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_rng_state(state)
-        np.random.set_state(others[0])
-        random.setstate(others[1])
 
     def digest() -> str:
         whole = hashlib.sha256()

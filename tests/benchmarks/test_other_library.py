@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import worker
+from benchmarks import state, worker
 from benchmarks.cli import app
 from benchmarks.measure import run_cell
 from benchmarks.records import Cell, Record
@@ -52,9 +52,9 @@ def test_what_the_import_of_a_library_draws_is_not_held_against_its_estimators(m
     """JAX's draws from numpy's global generator; workers load a library before they watch."""
     drawn = []
     monkeypatch.setattr(type(REGISTRY.estimator("Theirs", 2)), "load", lambda self: drawn.append(np.random.rand()))
-    before = worker.global_state()
+    before = state.global_state()
     worker._inputs(Cell(problem="sigmoid-belief-net", estimator="Theirs", num_samples=2, replicates=2, seed=0), (FILE,))
-    assert drawn and worker.global_state() == before
+    assert drawn and state.global_state() == before
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import textwrap
+from contextlib import suppress
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from benchmarks import registry
 from benchmarks.registry import Registry, estimator_spec, load, named
 from benchmarks.specs import SpecError
+from benchmarks.state import global_state
 from estimators import Refusal, Target
 
 PLUGIN = """
@@ -342,3 +344,32 @@ def test_a_plugin_may_share_a_name_with_what_is_no_rival(plugin):
     banana = registry.problem("banana")
     assert registry.version(banana) == banana.version
     assert "+" in registry.version(registry.estimator("banana", 2))
+
+
+CHANGES = """
+import random
+import numpy as np
+import torch
+
+torch.manual_seed(1)
+np.random.seed(2)
+random.seed(3)
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
+torch.set_grad_enabled(False)
+torch.set_num_threads(torch.get_num_threads() + 1)
+torch.set_flush_denormal(True)
+torch.use_deterministic_algorithms(True)
+torch.set_float32_matmul_precision("medium")
+np.seterr(all="raise")
+"""
+
+
+@pytest.mark.parametrize("end", ["", "raise ValueError"])
+def test_what_a_file_changes_when_it_is_imported_is_put_back(plugin, end):
+    """Else it would be in force for its own cells, which are compared with those of others."""
+    before = global_state()
+    with suppress(SpecError):
+        load(plugin(CHANGES + end))
+    assert global_state() == before
+    assert torch.zeros(1).device.type == "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import resource
@@ -277,6 +278,13 @@ class WritesToAllFiles(Right):
                 os.write(number, b"\xff" * 100)
                 os.set_blocking(number, True)
         time.sleep(0.3)
+
+
+class PatchesJson(Right):
+    """Neither its record nor its worker's answer says anything."""
+
+    def mischief(self, log_w):
+        json.dumps = lambda *arguments, **options: "{}"
 
 
 class StopsTheNursery(Right):

@@ -64,6 +64,7 @@ EXPECTED = {
     "OpensTooMany": ("error", "Too many open files"),
     "WritesToAllFiles": ("ok", ""),  # its worker is ended, and its record is there
     "PatchesTorch": ("ok", ""),
+    "PatchesJson": ("killed", "what it sent is no answer"),
     "ForksASleeper": ("error", "it left a process running"),
     "ForksAndExits": ("ok", ""),
     "StartsADaemon": ("error", "it left a process running"),

@@ -196,9 +196,9 @@ def test_exceptions_come_back_as_text(workers, kind, error, words):
         workers().submit(workers.tasks.fail, kind).result()
 
 
-@pytest.mark.parametrize("text", ["\xc8\xff\n", "5\n", "[" * 50_000 + "\n", "\xff\xff\xff\xff" + "\x7f" * 8])
+@pytest.mark.parametrize("text", ["\xc8\xff\n", "5\n", "{}\n", "[" * 50_000 + "\n", "\xff\xff\xff\xff" + "\x7f" * 8])
 def test_nonsense_ends_the_worker(workers, text):
-    """No JSON, no object, a depth that no parser bears, and what multiprocessing takes for the length of a message."""
+    """No JSON, no object, one that says nothing, a depth that no parser bears, and what multiprocessing takes for the length of a message."""
     pool = workers()
     with pytest.raises(WorkerDied, match="what it sent is no answer"):
         pool.submit(workers.tasks.say, text, 0.2).result()
