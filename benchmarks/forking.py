@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,10 +16,19 @@ METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 """Forked from a process that has done nothing but import torch, a new worker costs milliseconds, not seconds. Elsewhere than on
 Linux, system libraries do not survive a fork."""
 
+ADOPTS = False
+"""Whether orphans below this process become its children."""
+
 
 def begin() -> None:
-    """Start that process if there is none, and do not wait: it imports torch while this one does."""
+    """Start that process if there is none, and do not wait: it imports torch while this one does.
+
+    This process is the command's own, so what dead workers leave behind is left to it (:data:`ADOPTS`), and it ends that.
+    """
+    global ADOPTS
     if METHOD == "forkserver":
+        pr_set_child_subreaper = 36  # sys/prctl.h
+        ADOPTS = ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0) == 0
         with startable():
             forkserver.ensure_running()
 

@@ -15,17 +15,17 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import util
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import psutil
 
-from . import worker
+from . import forking, worker
 from .forking import METHOD, awake, startable
 
 START_SECONDS = 300.0
@@ -41,6 +41,8 @@ TRIES = 3
 PAUSE = 0.5
 """Seconds before the second try, twice that before the third: a process that forks workers and was killed takes a moment to be
 gone, and until then it is believed to be there."""
+GENERATIONS = 16
+"""Of orphans that are ended: with each, its own children become orphans."""
 LEAVING = 5.0
 """Seconds for a worker that has closed its pipe, or was killed, to be gone; one that had to be killed has no exit code of its own."""
 ORPHANED = 255
@@ -145,6 +147,7 @@ class Local(Executor):
         self._queue: deque[_Task] = deque()
         self._closing = self._killing = False
         self._lock = threading.Lock()
+        self._before = {each.pid for each in _children()}
         self._wake, self._waker = self._context.Pipe(duplex=False)
         self._thread = threading.Thread(target=self._watch, name="gradest-workers", daemon=True)
         self._thread.start()
@@ -330,6 +333,7 @@ class Local(Executor):
             slot.pipe, slot.ready, slot.kin = None, False, ""
             if task is not None and why is not None:
                 _end_marked(slot.mark)
+                _end_orphans(self._before)
         if task is not None:
             task.future.set_exception(why or WorkerDied(None))
 
@@ -340,3 +344,27 @@ def _end_marked(mark: str) -> None:
         with suppress(psutil.Error):
             if process.environ().get(MARK) == mark:
                 process.kill()
+
+
+def _children() -> list[psutil.Process]:
+    """The children of this process, but for the two that multiprocessing keeps."""
+    kept = (
+        getattr(forkserver._forkserver, "_forkserver_pid", None),
+        getattr(resource_tracker._resource_tracker, "_pid", None),
+    )
+    return [each for each in psutil.Process().children() if each.pid not in kept]
+
+
+def _end_orphans(spared: Collection[int]) -> None:
+    """Kill what dead workers have left to this process, in whatever session and with whatever environment it was started.
+
+    What living workers have started stays theirs. ``spared`` are children that this process had before it had workers.
+    """
+    for _ in range(GENERATIONS if forking.ADOPTS else 0):
+        orphans = [each for each in _children() if each.pid not in spared]
+        for each in orphans:
+            with suppress(psutil.Error):
+                each.kill()
+        if not orphans:
+            return
+        psutil.wait_procs(orphans, timeout=1)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -255,6 +256,19 @@ class StartsADaemonAndDies(Right):
     def mischief(self, log_w):
         subprocess.Popen(["sleep", "600"], start_new_session=True)
         os._exit(7)
+
+
+class StartsAnUnknownDaemonAndDies(Right):
+    """And leaves it nothing by which it could be known."""
+
+    def mischief(self, log_w):
+        subprocess.Popen(["sleep", unknown(os.environ["GRADEST_TEST"])], start_new_session=True, env={})
+        os._exit(7)
+
+
+def unknown(mark):
+    """So many seconds as nobody else sleeps."""
+    return str(10**6 + zlib.crc32(mark.encode()))
 
 
 class OpensTooMany(Right):
