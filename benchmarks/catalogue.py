@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import MISSING, Field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from estimators import BLOCKS, Parameters, Target
 
+from .outside import shown
 from .problems import Problem
 from .records import canonical_json
 from .registry import Registry
@@ -27,7 +28,7 @@ def catalogue(registry: Registry, what: str) -> list[dict[str, Any]]:
                 "name": name,
                 "exact_targets": _listed(kind, "exact_targets"),
                 "offers": sorted(_listed(kind, "offers")),
-                "parameters": {key: field.default for key, field in settings_of(kind).items()},
+                "parameters": {key: _default(field) for key, field in settings_of(kind).items()},
                 "summary": kind.summary,
                 "citations": list(kind.citations),
                 "line": f"{kind.summary} [exact: {', '.join(_listed(kind, 'exact_targets')) or 'none'}]",
@@ -66,6 +67,13 @@ def _listed(kind: type[Problem], attribute: str) -> list[str]:
     """What a problem's class states; what only an instance would know is left out."""
     stated = getattr(kind, attribute)
     return [] if isinstance(stated, property) else list(stated)
+
+
+def _default(setting: Field[Any]) -> Any:
+    """What a setting is unless it is given: null where it has to be, and as text where it is no plain value."""
+    if setting.default is MISSING:
+        return None
+    return setting.default if isinstance(setting.default, bool | int | float | str) else shown(setting.default)
 
 
 def finding_row(checked: Checked) -> dict[str, Any]:

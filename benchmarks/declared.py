@@ -35,10 +35,14 @@ CONTRACT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "version": ("a text", lambda value: type(value) is str),
     "family": ("a text", lambda value: type(value) is str),
     "summary": ("a text", lambda value: type(value) is str),
+    "spec": ("a text", lambda value: type(value) is str),
+    "variance_exists": ("True or False", lambda value: type(value) is bool),
+    "label": ("a method that gives a text", lambda value: type(value()) is str),
+    "usual_num_samples": ("a method that gives a whole number", lambda value: _is_count(value())),
     "__doc__": ("a text", lambda value: value is None or type(value) is str),
 }
 """By attribute: what it is to be, in words, and whether a value is that."""
-OF_THE_CLASS = ("name", "min_num_samples", "summary", "citations")
+OF_THE_CLASS = ("name", "min_num_samples", "summary", "citations", "label", "usual_num_samples")
 """What is asked of the class alone; the others may be properties, which their instances are asked for."""
 
 
@@ -50,10 +54,9 @@ def fault(component: Any) -> str | None:
             continue
         try:
             value = getattr(component, attribute)
+            right = fits(value) or (isinstance(value, property) and attribute not in OF_THE_CLASS)
         except Exception as problem:
             return f"{attribute} cannot be had: {told(problem)}"
-        if isinstance(value, property) and attribute not in OF_THE_CLASS:
-            continue
-        if not fits(value):
+        if not right:
             return f"{attribute} is to be {what}, not {shown(value)}"
     return None

@@ -95,7 +95,9 @@ def telling(name: str) -> Iterator[None]:
     """A plug-in's error as one line that names it; the machine's own (disk, memory) are named, too, and stay what they are."""
     try:
         yield
-    except (SpecError, Refusal, KeyboardInterrupt):
+    except (SpecError, Refusal, KeyboardInterrupt) as problem:
+        if isinstance(problem, Refusal) and type(problem) is not Refusal:  # its text may be none
+            raise Refusal(told(problem)) from problem
         raise
     except BaseException as problem:
         kind = next((each for each in (OSError, MemoryError) if isinstance(problem, each)), SpecError)

@@ -293,6 +293,9 @@ class Mine(Estimator):
         ("name = 'a[b]'", "not 'a[b]'"),
         ("needs = 'gaussian'", "needs is to be a frozenset of texts, not 'gaussian'"),
         ("min_num_samples = 2.0", "min_num_samples is to be a whole number from 0 up, not 2.0"),
+        ("label = classmethod(lambda kind: 1 / 0)", "label cannot be had: ZeroDivisionError: division by zero"),
+        ("usual_num_samples = classmethod(lambda kind: 'x')", "usual_num_samples is to be a method that gives a whole"),
+        ("spec = 5", "spec is to be a text, not 5"),
         ("__doc__ = 5", "__doc__ is to be a text, not 5"),
         ("raise Mute", "plugin.py does not run: Mute: its text cannot be shown"),
     ],
@@ -300,7 +303,8 @@ class Mine(Estimator):
 def test_what_a_class_declares_is_looked_at_when_its_file_is_taken_in(plugin, body, part):
     """Before anybody trips over it, whether the class is asked for or not."""
     for kind in ("Estimator", "Gaussian1D"):
-        if kind == "Estimator" or not body.startswith(("needs", "min_num", "raise")):
+        known = "spec" if kind == "Estimator" else ("needs", "min_num", "raise", "label", "usual")
+        if not body.startswith(known):
             path = plugin(MADE.replace("Mine(Estimator)", f"Mine({kind})").replace("BODY", body))
             assert part in told(Registry, [path])
 
@@ -309,6 +313,7 @@ def test_what_a_class_declares_is_looked_at_when_its_file_is_taken_in(plugin, bo
     ("body", "part", "kind"),
     [
         ("needs = raises(KeyError('x'))", "Mine: needs cannot be had: KeyError: 'x'", SpecError),
+        ("variance_exists = raises(KeyError('x'))", "Mine: variance_exists cannot be had: KeyError: 'x'", SpecError),
         ("family = property(lambda self: 7)", "Mine: family is to be a text, not 7", SpecError),
         ("targets = raises(Mute())", "Mine cannot be made: Mute: its text cannot be shown", SpecError),
         ("targets = {'theta': Shy(), 'phi': None}", "a Target of", SpecError),
