@@ -215,8 +215,10 @@ def test_pipes_and_huge_files_are_named_and_not_waited_for(gradest, folder, tmp_
     (folder / "pictures" / "huge.safetensors").touch()
     os.truncate(folder / "pictures" / "huge.safetensors", 2**40)
     (folder / "cells" / "\x1b[31m.json").write_text("{")
+    (folder / "cells" / "a\nb.json").write_text("{")
     said = gradest("status", folder)
     assert said.stdout.startswith("ok 4 ") and "unreadable: ?[31m.json: " in said.stdout and "\x1b" not in said.stdout
+    assert "unreadable: a b.json: " in said.stdout
     done = gradest("report", folder, "--out", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
