@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from .files import write_bytes
+from .outside import plain
 
 if TYPE_CHECKING:
     from .check import Checked
@@ -54,5 +55,5 @@ def write(path: Path, name: str, cases: list[Case]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Without the characters that XML cannot hold."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
+    """Without what a screen would obey, and the two characters more that XML cannot hold."""
+    return re.sub("[\ufffe\uffff]", "?", plain(text))

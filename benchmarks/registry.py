@@ -200,9 +200,7 @@ def load(path: str) -> ModuleType:
             spec.loader.exec_module(module)
         for kind in (Estimator, Problem):
             for member in _own(module, kind):
-                if "name" not in vars(member):
-                    member.name = member.__name__
-                _hold(member, f"{path}: {member.__name__}")
+                _taken_in(member, f"{path}: {member.__name__}", member.__name__)
     except BaseException as problem:
         sys.modules.pop(name, None)
         if isinstance(problem, SpecError | KeyboardInterrupt):
@@ -248,8 +246,25 @@ def _members(module: ModuleType, kind: type) -> dict[str, Any]:
 
 @cache
 def _entry_points(group: str) -> dict[str, Any]:
-    """What installed packages offer; looked up once, since that opens the metadata of all of them."""
-    return {point.name: point.load() for point in importlib.metadata.entry_points(group=f"gradest.{group}")}
+    """What installed packages offer; looked up once, since that opens the metadata of all of them.
+
+    Raises:
+        SpecError: if one of them does not load, or declares what nobody can use.
+    """
+    found = {}
+    for point in importlib.metadata.entry_points(group=f"gradest.{group}"):
+        where = f"{point.name} of an installed package"
+        with telling(where), kept():
+            found[point.name] = _taken_in(point.load(), where, point.name)
+    return found
+
+
+def _taken_in(kind: type, where: str, name: str) -> type:
+    """A class of other people, under a name of its own, not an inherited one, and looked at."""
+    if "name" not in vars(kind):
+        kind.name = name  # type: ignore[attr-defined]
+    _hold(kind, where)
+    return kind
 
 
 def _pyro() -> dict[str, type[Estimator]]:

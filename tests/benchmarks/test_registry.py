@@ -12,7 +12,7 @@ from benchmarks import registry
 from benchmarks.registry import Registry, estimator_spec, load, named
 from benchmarks.specs import SpecError
 from benchmarks.state import global_state
-from estimators import Refusal, Target
+from estimators import IWAE, Refusal, Target
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -123,6 +123,26 @@ def test_what_installed_packages_offer_is_there_and_looked_up_once(monkeypatch, 
             found = Registry()
         assert found.estimators["theirs"] is mine
         assert asked == ["gradest.estimators", "gradest.problems"]
+    finally:
+        registry._entry_points.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("offered", "part"),
+    [
+        (lambda: 1 / 0, "theirs of an installed package cannot be made: ZeroDivisionError: division by zero"),
+        (lambda: type("Theirs", (IWAE,), {"citations": 5}), "theirs of an installed package: citations is to be"),
+    ],
+)
+def test_what_an_installed_package_offers_is_looked_at_too(monkeypatch, offered, part):
+    class Point:
+        name = "theirs"
+        load = staticmethod(offered)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Point])
+    registry._entry_points.cache_clear()
+    try:
+        assert part in told(Registry)
     finally:
         registry._entry_points.cache_clear()
 
