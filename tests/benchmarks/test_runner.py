@@ -211,7 +211,7 @@ def test_every_fault_comes_with_its_reason(faulty):
     _, done, stored = faulty
     assert stored["Raises"].reason == "RuntimeError: <b>first line</b>"
     assert "second line" in stored["Raises"].traceback and "in weights" in stored["Raises"].traceback
-    assert "RuntimeError: The expanded size" in stored["Misshapen"].reason
+    assert stored["Misshapen"].reason.startswith("ValueError: weights: path has shape (7,); it must be (2, 1), ")
     assert stored["NotANumber"].reason == "400 of 400 replicates are not finite"
     assert {block.nonfinite for block in stored["NotANumber"].blocks} == {400}
     assert stored["Hangs"].reason == "did not end within 10 seconds"

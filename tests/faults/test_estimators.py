@@ -35,7 +35,7 @@ EXPECTED = {
     "Infinite": ("nonfinite", "100 of 100 replicates are not finite"),
     "Enormous": ("nonfinite", "powers of the replicates are too large for a number"),
     "OfAnotherType": ("error", "TypeError: weights must have the type of log_w, torch.float64, not torch.complex64"),
-    "Misshapen": ("error", "RuntimeError: The expanded size"),
+    "Misshapen": ("error", "ValueError: weights: path has shape (7,); it must be (2, 1), "),
     "GivesText": ("error", "Error: "),
     "SetsDtype": ("error", CHANGED + "the default dtype"),
     "SeedsTorch": ("error", CHANGED + "torch's global random state"),
