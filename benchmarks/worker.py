@@ -105,6 +105,7 @@ def start(locks: str, memory: int | None, environment: Mapping[str, str], parent
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # killed, it would take what it holds back with it
     _PID, _MEMORY = os.getpid(), memory
     die_with_parent(parent)
     close_what_is_for_children()

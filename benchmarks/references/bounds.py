@@ -11,15 +11,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from estimators import Target
 
+STEEPEST = 1e8
+"""The largest |1 - alpha|: beyond, rounding of its multiple of log w is no smaller than what ties between samples add."""
 DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda t: t,
-    "hellinger": lambda t: 2 * ((t / 2).exp() - 1),
-    "chi-square": lambda t: 1 - (-t).exp(),
-    "jensen-shannon": lambda t: ((1 + t.exp()) * (1 + t.exp()).log() - t.exp() * t) / 2 - math.log(2),
-    "skew-kl": lambda t: ((1 + t.exp()) / 2).log(),
+    "hellinger": lambda t: 2 * torch.expm1(t / 2),
+    "chi-square": lambda t: -torch.expm1(-t),
+    "jensen-shannon": lambda t: _jensen_shannon(t),
+    "skew-kl": lambda t: softplus(t, threshold=40.0) - math.log(2),
 }
 """F of the ``f_divergence`` target E_q F(log w), by name: F(t) = -f(e^t) for the divergence E_q f(p/q), up to a multiple of
 e^t - 1, chosen so that F rises in t and is concave in e^t. Then E_q F(log w) <= F(log p(x)), and F(0) = 0. In order: KL(q || p),
@@ -37,7 +40,7 @@ def bound(target: Target) -> tuple[int, Callable[[Tensor], Tensor]] | None:
         alpha = float(setting or 0.0)
         if alpha == 1.0:
             return K, lambda log_w: log_w.mean(0)
-        return K, lambda log_w: log_mean((1 - alpha) * log_w) / (1 - alpha)
+        return None if abs(1 - alpha) > STEEPEST else (K, lambda log_w: power_mean(log_w, 1 - alpha))
     if target.name == "ciwae":
         beta = float(setting or 0.0)
         return K, lambda log_w: beta * log_w.mean(0) + (1 - beta) * log_mean(log_w)
@@ -48,9 +51,25 @@ def bound(target: Target) -> tuple[int, Callable[[Tensor], Tensor]] | None:
     return None
 
 
+def _jensen_shannon(t: Tensor) -> Tensor:
+    """((1 + e^t) log(1 + e^t) - e^t t) / 2 - log 2, with e^t taken out of the difference where it is large."""
+    u, v = (-t.clamp_min(0)).exp(), t.clamp_max(0).exp()
+    large, small = t + (1 + u) * u.log1p() / u.clamp_min(1e-300), (1 + v) * v.log1p() - v * t.clamp_max(0)
+    return torch.where(t > 0, large, small) / 2 - math.log(2)
+
+
 def log_mean(log_w: Tensor) -> Tensor:
     """log of the mean of exp along the first axis."""
     return log_w.logsumexp(0) - math.log(log_w.shape[0])
+
+
+def power_mean(log_w: Tensor, power: float) -> Tensor:
+    """log of the mean of exp(power log w), over ``power``: also where that is so small that the logarithm is all rounding."""
+    middle = log_w.mean(0)
+    exponent = power * (log_w - middle)
+    small = exponent.abs().amax(0) < 0.5
+    near = torch.where(small, exponent, 0.0).expm1().mean(0).log1p() / power + middle
+    return torch.where(small, near, log_mean(power * log_w) / power)
 
 
 def jackknife(log_w: Tensor, order: int) -> Tensor:

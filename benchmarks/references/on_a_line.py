@@ -28,8 +28,10 @@ Found = tuple[float, Parameters]
 """A value in nats, and its gradient."""
 NODES = 256
 """Of the first grid; each further one has twice as many."""
-MOST_TERMS = 2**23
-"""Of a sum, data points counted singly: pairs of 4,096 nodes."""
+MOST_TERMS = 2**25
+"""Of a sum over pairs, data points counted singly: half a second for each million, and 512 nodes of 256 data points."""
+MOST_NUMBERS = 2**20
+"""Of a sum over single nodes, numbers of the data counted singly: they are in memory at once."""
 AT_ONCE = 2**18
 MOST_SAMPLES = 2
 NEGLIGIBLE = 1e-9
@@ -47,25 +49,26 @@ def summed(model: LatentModel, parameters: Parameters, target: Target, mesh: Mes
     """Value and gradient of a bound of at most two samples, on the first grid that the one before it agrees with.
 
     ``None`` for more samples; for what is no bound; for a mean that does not exist, or not on this range: terms at its ends
-    count, or some of the guide's mass lies beyond them; and where no grid of at most :data:`MOST_TERMS` terms settles.
+    count, or some of the guide's mass lies beyond them; and where no grid that can be summed settles.
     """
     defined = bound(target)
     if defined is None or defined[0] > MOST_SAMPLES:
         return None
     samples, function = defined
-    points = mesh(2)[1][0].numel()
-    most = MOST_TERMS // points if samples == 1 else math.isqrt(2 * MOST_TERMS // points)
+    points, size = mesh(2)[1][0].numel(), model.data.numel()
+    most = MOST_NUMBERS // size if samples == 1 else math.isqrt(2 * MOST_TERMS // points)
     return settled(lambda nodes: _on(model, parameters, samples, function, mesh(nodes)), most)
 
 
 def settled(on: Callable[[int], Found | None], most: int) -> Found | None:
     """What a rule of so many nodes finds, once twice as many have changed nothing.
 
-    ``None`` if not even ``most`` nodes settle it, or the rule finds nothing.
+    ``None`` if not even ``most`` nodes settle it; a rule that finds nothing may do so with more.
     """
     before, nodes = None, NODES
-    while nodes <= most and (found := on(nodes)) is not None:
-        if before is not None and _agree(found, before):
+    while nodes <= most:
+        found = on(nodes)
+        if found is not None and before is not None and _agree(found, before):
             return found
         before, nodes = found, 2 * nodes
     return None
@@ -116,7 +119,9 @@ def _on(
     def weighed(p: Parameters) -> tuple[Tensor, Tensor]:
         """Log-weights at the nodes, and the guide's mass there."""
         log_q = model.guide(p["phi"]).log_prob(z)
-        return model.log_joint(p["theta"], z) - log_q, log_q.exp() * dz
+        log_w, mass = model.log_joint(p["theta"], z) - log_q, log_q.exp() * dz
+        # Where there is none of the guide, no F of large weights makes up for that: all grow more slowly than weights do.
+        return torch.where((mass == 0) & (log_w > 0), 0.0, log_w), mass
 
     (log_w, mass), pull = vjp(weighed, parameters)
     # Not to be turned round: what is not a number does not count as held.

@@ -386,8 +386,8 @@ def impossible_guide(x):
 
 
 def straight_through_guide(x):
-    logits = pyro.param("logits", torch.tensor(0.1))
-    pyro.sample("mu", dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), logits=logits))
+    half, logits = torch.tensor(0.5), pyro.param("logits", torch.tensor(0.1))
+    pyro.sample("mu", dist.RelaxedBernoulliStraightThrough(half, logits=logits))
 
 
 @config_enumerate
