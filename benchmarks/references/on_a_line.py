@@ -29,7 +29,7 @@ Found = tuple[float, Parameters]
 NODES = 256
 """Of the first grid; each further one has twice as many."""
 MOST_TERMS = 2**25
-"""Of a sum over pairs, data points counted singly: half a second for each million, and 512 nodes of 256 data points."""
+"""Of a sum over pairs, data points counted singly: 8,192 nodes of one data point, 512 nodes of 256."""
 MOST_NUMBERS = 2**20
 """Of a sum over single nodes, numbers of the data counted singly: they are in memory at once."""
 AT_ONCE = 2**18
@@ -37,8 +37,8 @@ MOST_SAMPLES = 2
 NEGLIGIBLE = 1e-9
 """Of a sum, what the terms at the ends of the grid may be; and of the guide's mass, what may lie beyond them."""
 SETTLED = 1e-9
-"""What the last halving of the step may have changed: nats of the value and, as a part of it, the gradient. The error that
-is left is far below, since every halving squares it once log w is resolved, and divides it by four before."""
+"""Nats by which the last halving of the step may have changed the value; the gradient, by ten times that part of it. The error
+that is left is far below, since every halving squares it once log w is resolved; before, it divides it by four."""
 ROUNDING = 1e-14
 """Relative, of the value's terms."""
 NOT_HERE = 40.0
