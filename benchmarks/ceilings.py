@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import cost
+from . import cost, devices
 
 SIDE = 1024
 """Of the square matrices whose product is timed."""
@@ -58,7 +58,7 @@ def measure(dtype: str = "float32", device: str = "cpu") -> Ceilings:
 
     def seconds(work: Callable[[], object]) -> float:
         work()
-        cost.synchronize(device)
+        devices.synchronize(device)
         return cost.seconds(work, device)[0]
 
     product = seconds(lambda: torch.mm(a, b, out=out))

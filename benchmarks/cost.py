@@ -1,13 +1,12 @@
 """What one gradient estimate costs: evaluations of log p(x, z), FLOPs, bytes, seconds.
 
-Evaluations, FLOPs and bytes are counted on single estimates, so they do not depend on the machine or on the chunk. One
-code path serves every device: synchronisation and memory go through ``torch.accelerator`` where there is one.
+Evaluations, FLOPs and bytes are counted on single estimates, so they do not depend on the machine or on the chunk. What a
+device measures itself is in :mod:`benchmarks.devices`.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from estimators import Block, Estimator, Guide, LatentModel, Parameters
 
+from . import devices
 from .records import Cost
 
 
@@ -134,12 +134,6 @@ def metered(work: Callable[[], Any]) -> Meter:
     return meter
 
 
-def synchronize(device: str) -> None:
-    """Wait for the device; nothing to wait for on a CPU."""
-    if torch.device(device).type != "cpu":
-        torch.accelerator.synchronize(torch.device(device))
-
-
 def seconds(
     work: Callable[[], Any], device: str, *, least: int = 7, budget: float = 0.05
 ) -> tuple[float, tuple[float, float]]:
@@ -152,10 +146,7 @@ def seconds(
 
     taken: list[float] = []
     while len(taken) < least or (sum(taken) < budget and len(taken) < 200):
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        taken.append(time.perf_counter() - start)
+        taken.append(devices.seconds(work, device))
     taken.sort()
     n = len(taken)
     low = int(stats.binom.ppf(0.025, n, 0.5))

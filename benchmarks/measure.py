@@ -15,7 +15,7 @@ from torch import Tensor
 
 from estimators import BLOCKS, Estimator, Refusal, Target, replicates, sweep
 
-from . import cost, quiet
+from . import cost, devices, quiet
 from .arithmetic import matmul_precision
 from .compiling import CompiledRows
 from .files import write_bytes
@@ -305,15 +305,18 @@ def price(estimator: Estimator, problem: Problem, compiled: CompiledRows | None 
 
     with quiet.busy():  # for the first time, as others may do meanwhile
         work()
-        cost.synchronize(problem.device)
+        devices.synchronize(problem.device)
     with quiet.alone():
         median, (low, high) = cost.seconds(work, problem.device)
+        held, drawn = devices.peak_bytes(work, problem.device), devices.joules(work, problem.device)
     return counted.model_copy(
         update={
             "seconds_per_gradient": median / chunk,
             "seconds_interval": (low / chunk, high / chunk),
             "gradients_per_second": chunk / median,
             "chunk": chunk,
+            "allocated_bytes": held,
+            "joules_per_gradient": None if drawn is None else drawn / chunk,
             "compile_seconds": compiled.seconds if compiled is not None and compiled.problem is None else None,
         }
     )

@@ -146,6 +146,10 @@ class Cost(_Plain):
     compile_seconds: float | None = None
     peak_bytes: int | None = None
     chunk: int | None = None
+    allocated_bytes: int | None = None
+    """The most that a device's allocator held for one chunk; not of a CPU."""
+    joules_per_gradient: float | None = None
+    """Of the whole board; where NVML answers."""
 
 
 class Record(_Plain):

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 
 from estimators import Estimator, LatentModel, Parameters
 
+from . import devices
 from .data import DataError, binarize
 from .records import TrainingPoint, TrainingRecord, canonical_json
 from .tensors import Kind, look, save
@@ -131,7 +132,7 @@ def train(
                     if progress is not None:
                         progress(step + 1, steps, torch.stack(values).mean().item())
                     values.clear()
-            _synchronize(images.device)
+            devices.synchronize(str(images.device))
             seconds += time.perf_counter() - began
             _require_finite(leaves, stop)
             bounds = evaluate(model_of, parameters, watched, held_out, seed)
@@ -290,8 +291,3 @@ def _finite(value: float) -> float | None:
 def _require_finite(leaves: list[Tensor], step: int) -> None:
     if not all(bool(leaf.isfinite().all()) for leaf in leaves):
         raise TrainingError(f"training diverged before step {step}: parameters are not finite; lower the learning rate")
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -12,7 +12,10 @@ from . import environment, records, runner
 from .files import read_bytes
 from .records import Cell, Record, RecordError
 
-TIMINGS = ("seconds", "cost.seconds_per_gradient", "cost.seconds_interval", "cost.gradients_per_second")
+TIMINGS = (
+    *("seconds", "cost.seconds_per_gradient", "cost.seconds_interval", "cost.gradients_per_second"),
+    *("cost.allocated_bytes", "cost.joules_per_gradient"),
+)
 """Fields of a record that belong to the moment at which it was made."""
 
 

@@ -42,6 +42,7 @@ COLUMNS = [
     *["tail_index_low", "tail_index_high", "median_of_means"],
     *["quantiles", "cosine", "seconds_per_gradient", "seconds_low", "seconds_high", "gradients_per_second"],
     *["evaluations_per_gradient", "flops_per_gradient", "bytes_moved_per_gradient", "peak_bytes", "chunk"],
+    *["allocated_bytes", "joules_per_gradient"],
     "work_normalised_variance",
     *ARITHMETIC,
     *["status", "reason", "library", "counterpart", "family", "summary", "citations"],

@@ -23,7 +23,7 @@ from torch import Tensor
 from estimators import BLOCKS, Estimator, LatentModel, Parameters
 from estimators.trees import tree_map
 
-from .. import cost, sizes
+from .. import cost, devices, sizes
 from ..data import binarize
 from ..problems.family import Family
 from ..registry import Registry
@@ -119,7 +119,7 @@ def estimates(
                 (draw,) = estimator.draws(model.guide(parameters["phi"]), 1, noise)
             one = tree_map(lambda leaf: leaf[0], draw.noise)
             gradient = estimator.gradient(model, parameters, one)
-            cost.synchronize(device)
+            devices.synchronize(device)
             seconds.append(time.perf_counter() - began)
             blocks = {"theta": gradient.theta, "phi": gradient.phi}
             several.append(torch.cat([blocks[b][name].reshape(-1).double() for b in BLOCKS for name in parameters[b]]))

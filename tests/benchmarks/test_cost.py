@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 import estimators
-from benchmarks import cost
+from benchmarks import devices
 from benchmarks.cost import CountingModel, count, metered, seconds
 from benchmarks.problems import Gaussian1D, LinearGaussian, Rainforth
 from estimators import LatentModel
@@ -186,7 +186,7 @@ def test_the_interval_of_the_median_covers_it(count, monkeypatch):
     """The r-th and s-th of n order statistics hold the median with probability P(r <= Binomial(n, 1/2) < s)."""
     ranks = list(range(1, count + 1))
     random.Random(count).shuffle(ranks)
-    monkeypatch.setattr(cost, "time", Clock(ranks))
+    monkeypatch.setattr(devices, "time", Clock(ranks))
     median, (r, s) = seconds(lambda: None, "cpu", least=count, budget=0.0)
     law = stats.binom(count, 0.5)
 
@@ -199,7 +199,7 @@ def test_the_interval_of_the_median_covers_it(count, monkeypatch):
 
 
 def test_cheap_work_is_repeated_until_the_budget_is_spent(monkeypatch):
-    monkeypatch.setattr(cost, "time", Clock(itertools.repeat(0.01, 1000)))
+    monkeypatch.setattr(devices, "time", Clock(itertools.repeat(0.01, 1000)))
     calls = []
     median, interval = seconds(lambda: calls.append(1), "cpu", least=7, budget=0.25)
     assert len(calls) in (25, 26)  # runs of 0.01 s, one more by rounding
@@ -207,7 +207,7 @@ def test_cheap_work_is_repeated_until_the_budget_is_spent(monkeypatch):
 
 
 def test_work_is_repeated_at_most_two_hundred_times(monkeypatch):
-    monkeypatch.setattr(cost, "time", Clock(itertools.repeat(1e-9, 1000)))
+    monkeypatch.setattr(devices, "time", Clock(itertools.repeat(1e-9, 1000)))
     calls = []
     seconds(lambda: calls.append(1), "cpu")
     assert len(calls) == 200
