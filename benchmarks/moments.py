@@ -154,15 +154,18 @@ class Groups:
         """Variance of one row along a unit vector."""
         return float((self._centred() @ vector).square().sum()) / self.freedom
 
+    def _products(self) -> Tensor:
+        """Of the deviations with one another, or of the columns where these are fewer: powers of both have the same traces."""
+        centred = self._centred()
+        return centred.T @ centred if centred.shape[1] < len(centred) else centred @ centred.T
+
     def square_trace(self) -> float:
         """tr(S^2) of the covariance S of one row, without bias where the groups' means are normal."""
-        centred = self._centred()
-        return square_trace(centred @ centred.T, self.freedom)
+        return square_trace(self._products(), self.freedom)
 
     def large_variance(self, square_trace: float) -> float:
         """Variance of one row where there is much noise, by :func:`benchmarks.sizes.large_variance`."""
-        centred = self._centred()
-        return large_variance(centred @ centred.T, self.freedom, square_trace)
+        return large_variance(self._products(), self.freedom, square_trace)
 
 
 @dataclass(frozen=True)

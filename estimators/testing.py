@@ -37,6 +37,8 @@ ALARM = 1e-3
 MISS = 0.01 / 3
 """Evidence ratio at which a round passes."""
 ROUNDS = 3
+BATCH = 4096
+"""Replicates computed at once."""
 EFFECT = 0.05
 """The bias to be seen: this part of the block's gradient, this many nats of the value, or this part of one estimate's
 standard deviation, whichever is least."""
@@ -118,7 +120,7 @@ def check_unbiased(
     seed: int = 0,
     pilot: int = 80_000,
     max_draws: int = 2_000_000,
-    batch: int = 4096,
+    batch: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> Finding:
     """Whether the mean of the estimator is ``truth``.
@@ -128,7 +130,8 @@ def check_unbiased(
         seed: of all draws; equal seeds give equal findings.
         pilot: draws, of their own stream, that look for heavy tails, dependence and skewness.
         max_draws: of one round; beyond, the outcome is INCONCLUSIVE.
-        batch: replicates computed at once.
+        batch: replicates computed at once; without it :data:`BATCH`, and four times as many of an estimator that draws a random
+            number of samples.
         tolerance: the bias to be seen where the expectation can be summed over all noise, as a part of the block's gradient.
 
     Returns:
@@ -136,6 +139,8 @@ def check_unbiased(
     """
     if not estimator.variance_exists:
         return Finding("HEAVY_TAIL", "the estimator declares that its variance does not exist")
+    # Of random length, a batch falls into a dozen groups of one length each, and small groups cost as much as larger ones.
+    batch = batch or (4 * BATCH if estimator.random_cost else BATCH)
     seeds = random.Random(seed)
     learning = torch.Generator(_device(parameters)).manual_seed(random.Random(f"warm-up {seed}").getrandbits(62))
     estimator = warmed_up(estimator, model, parameters, learning)

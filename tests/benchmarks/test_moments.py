@@ -282,9 +282,9 @@ def test_no_direction_along_a_gradient_that_is_zero():
     assert "along" not in Directions.around(torch.zeros(4).double(), "phi").names[0]
 
 
-@pytest.mark.parametrize("count", [5, 256, 700, 9000])
+@pytest.mark.parametrize("count", [3, 5, 256, 700, 9000])
 def test_groups_keep_what_columns_have_in_common(count):
-    """Against numpy's covariance of the groups' means, which are made by hand; taken in by any batches."""
+    """Against numpy's covariance of the groups' means, which are made by hand, of no more than columns too; by any batches."""
     rows = torch.as_tensor(
         np.random.default_rng(count).standard_normal((count, 3)) @ np.array([[1, 2, 0], [0, 1, 1], [1, 0, 3]])
     )

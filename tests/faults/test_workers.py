@@ -57,6 +57,9 @@ def kill_the_nursery():
     os.kill(os.getppid(), 9)
     time.sleep(60)
 
+def never_serve(*arguments):
+    os.kill(os.getpid(), 9)
+
 def visible():
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 """
@@ -139,12 +142,12 @@ def test_a_worker_that_cannot_start_is_given_up_after_some_tries(workers, monkey
     started = []
     start = Local._start
 
-    def doomed(self, slot):
+    def counted(self, slot):
         start(self, slot)
         started.append(slot.process.pid)
-        os.kill(slot.process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(Local, "_start", doomed)
+    monkeypatch.setattr(Local, "_start", counted)
+    monkeypatch.setattr(local.worker, "serve", workers.tasks.never_serve)
     pool = workers()
     with pytest.raises(WorkerDied, match="no worker stays alive"):
         pool.submit(workers.tasks.pid).result()
