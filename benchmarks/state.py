@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 
 PUT_BACK: dict[str, Callable[[Any], Any]] = {
@@ -25,8 +27,13 @@ PUT_BACK: dict[str, Callable[[Any], Any]] = {
     "torch's matrix precision": torch.set_float32_matmul_precision,
     "how denormal numbers are treated": lambda least: torch.set_flush_denormal(least == "0.0"),
     "numpy's error handling": lambda errors: np.seterr(**errors),
+    "the working folder": lambda folder: os.chdir(folder or "/"),
+    "the mode of new files": os.umask,
+    "timers": lambda running: signal.setitimer(signal.ITIMER_REAL, 0.0) if not running else None,
+    "signal handlers": lambda handlers: _handle(handlers),
 }
-"""How to put back what a number may depend on, by the names that :func:`global_state` gives; random states apart."""
+"""How to put back what a number may depend on, and what this command goes by, by the names that :func:`global_state` gives; random
+states apart. Variables of the environment stay: many a library is told by one, before it is imported, what to do."""
 
 
 def global_state() -> dict[str, Any]:
@@ -56,8 +63,14 @@ def global_state() -> dict[str, Any]:
         "what this process may take": tuple(resource.getrlimit(each) for each in LIMITS),
         "the mode of new files": _umask(),
         "timers": signal.getitimer(signal.ITIMER_REAL) != (0.0, 0.0),
-        "signal handlers": tuple(signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)),
+        "signal handlers": tuple(signal.getsignal(each) for each in SIGNALS),
     }
+
+
+def _handle(handlers: tuple[Any, ...]) -> None:
+    for each, handler in zip(SIGNALS, handlers, strict=True):
+        if handler is not None and threading.current_thread() is threading.main_thread():  # no other may, nor did
+            signal.signal(each, handler)
 
 
 def _umask() -> int:

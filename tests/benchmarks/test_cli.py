@@ -319,7 +319,9 @@ class Refuses(estimators.IWAE):
 @pytest.mark.parametrize(("arguments", "part"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
 def test_bad_input_gets_one_line_and_writes_nothing(gradest, tmp_path, monkeypatch, arguments, part):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of a plug-in, which Python writes beside it, as of any module
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # of a plug-in, which Python writes beside it, as of any module
     (tmp_path / "suite.toml").write_text(BAD)
     (tmp_path / "broken.toml").write_text("[[suite]\n")
     (tmp_path / "deep.toml").write_text("x = " + "[" * 5000 + "]" * 5000)

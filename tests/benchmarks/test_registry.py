@@ -372,7 +372,9 @@ def test_a_plugin_may_share_a_name_with_what_is_no_rival(plugin):
 
 
 CHANGES = """
+import os
 import random
+import signal
 import numpy as np
 import torch
 
@@ -387,6 +389,11 @@ torch.set_flush_denormal(True)
 torch.use_deterministic_algorithms(True)
 torch.set_float32_matmul_precision("medium")
 np.seterr(all="raise")
+os.chdir("/")
+os.umask(0)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+signal.setitimer(signal.ITIMER_REAL, 3600.0)
 """
 
 

@@ -56,7 +56,9 @@ def exactly(estimator: Estimator, problems: list) -> bool | None:
             )
         except (ValueError, NotImplementedError):
             continue
-        seen = bool(seen) or _wrong(estimator, problem, mean)
+        if _wrong(estimator, problem, mean):
+            return True
+        seen = False
     return seen
 
 
