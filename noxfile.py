@@ -22,11 +22,15 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def spread(session: nox.Session) -> tuple[str, ...]:
-    """A process of pytest for each usable core, unless the options say how many."""
+    """A process of pytest for each usable core and one more, unless the options say how many.
+
+    One more, since many tests wait for processes of their own. Each takes whole files, in the order in which they stand, so
+    that what the tests of a file share is made once.
+    """
     if any(option.startswith("-n") for option in session.posargs):
         return ()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ("-n", str(cores), "--dist", "worksteal")
+    return ("-n", str(cores + 1), "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 def install(session: nox.Session, *requirements: str) -> None:
