@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,21 +19,36 @@ LARGEST = 2**31
 
 
 class Entry(NamedTuple):
-    """A line of the index: what a record says in short, and by what marks its file is known not to have changed since."""
+    """A line of the index: what a record says in short, and how its file is known to be the one that was checked.
+
+    While the ``marks`` are the same, nobody has written to the file since; while its :func:`digest` is the same, nothing in
+    it is another than when its checksum was computed.
+    """
 
     name: str
     marks: str
+    digest: str
     status: str
     seconds: float
 
-    @classmethod
-    def of(cls, name: str, stat: os.stat_result, status: str, seconds: float) -> Entry:
-        # The time of the last change of the inode cannot be set back, so neither a flipped bit nor a copy goes unseen.
-        return cls(name, f"{stat.st_ino},{stat.st_size},{stat.st_mtime_ns},{stat.st_ctime_ns}", status, seconds)
-
     def line(self) -> str:
-        text = f"{self.name} {self.marks} {self.status} {self.seconds!r}"
-        return f"{text} {hashlib.sha256(text.encode()).hexdigest()[:8]}\n"
+        text = f"{self.name} {self.marks} {self.digest} {self.status} {self.seconds!r}"
+        return f"{text} {_sum(text)}\n"
+
+
+def marks(stat: os.stat_result) -> str:
+    """By what a file is known to be the same without being read."""
+    # The time of the last change of the inode cannot be set back, so neither a flipped bit nor a copy goes unseen.
+    return f"{stat.st_ino},{stat.st_size},{stat.st_mtime_ns},{stat.st_ctime_ns}"
+
+
+def digest(content: bytes) -> str:
+    """By what the bytes of a file are known to be the same: 64 bits, against accidents."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _sum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def note(run: Path, entries: list[Entry]) -> None:
@@ -55,9 +70,11 @@ def entries(run: Path, known: set[str]) -> dict[str, Entry]:
     except (OSError, ValueError):
         return found
     for line in text.split("\n"):
-        body, _, digest = line.rpartition(" ")
-        parts = body.split(" ")
-        if len(parts) == 4 and parts[2] in known and hashlib.sha256(body.encode()).hexdigest()[:8] == digest:
-            with suppress(ValueError):  # a line that somebody made up
-                found[parts[0]] = Entry(parts[0], parts[1], parts[2], float(parts[3]))
+        parts = line.split(" ")
+        if len(parts) == 6 and parts[3] in known and _sum(line[: -len(parts[5]) - 1]) == parts[5]:
+            name, marks, digest, status, seconds, _ = parts
+            try:
+                found[name] = Entry(name, marks, digest, status, float(seconds))
+            except ValueError:  # a line that somebody made up
+                continue
     return found

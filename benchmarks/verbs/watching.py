@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +50,7 @@ def _facts(folder: Path) -> tuple[dict[str, Any], list[str]]:
     for state, _ in stored.values():
         counts[state] += 1
     left = sum(each not in stored for each in asked)
-    spent = sum(seconds for _, seconds in stored.values())
+    spent = math.fsum(seconds for _, seconds in stored.values())  # the same in any order
     return {
         **counts,
         "left": left,

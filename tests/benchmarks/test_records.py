@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from threading import Thread
@@ -10,7 +12,7 @@ from threading import Thread
 import pytest
 from pydantic import ValidationError
 
-from benchmarks import records
+from benchmarks import index, records
 from benchmarks.records import BlockResult, Cell, Cost, Manifest, Record, RecordError
 
 SETTINGS = {
@@ -34,7 +36,7 @@ def record():
 
 @pytest.fixture
 def stored(tmp_path, record):
-    path = tmp_path / "cells" / f"{record.id}.json"
+    path = tmp_path / "run" / "cells" / f"{record.id}.json"
     records.write(path, record)
     return path
 
@@ -126,6 +128,40 @@ def test_records_under_a_wrong_name_or_of_another_cell_are_not_believed(stored, 
     assert all("holds the record of another cell" in reason for reason in unreadable.values())
 
 
+def test_what_was_checked_is_not_checked_again(stored, record, monkeypatch):
+    """Nor in a folder that was copied, where files have other marks."""
+    copied = shutil.copytree(stored.parents[1], stored.parents[2] / "copied")
+
+    def refuse(*arguments):
+        raise AssertionError("a checksum was computed")
+
+    monkeypatch.setattr(records, "_checksum", refuse)
+    for folder in (stored.parents[1], copied):
+        assert records.read_cells(folder) == ({record.id: record}, {})
+        assert records.summary(folder) == ({record.id: ("ok", 0.25)}, {})
+
+
+def test_an_index_is_believed_of_the_same_bytes_alone(stored):
+    """A digit decays where the marks of the file say nothing of it."""
+    run, content = stored.parents[1], stored.read_bytes()
+    stored.write_bytes(content.replace(b'"seconds": 0.25', b'"seconds": 0.35'))
+    line = (run / ".index").read_text().split()
+    entry = index.Entry(stored.name, index.marks(stored.stat()), line[2], line[3], float(line[4]))
+    index.note(run, [entry])
+    believed, unreadable = records.read_cells(run)
+    assert believed == {} and unreadable == {stored.name: f"{stored.name}: the checksum does not match the content"}
+
+
+def test_lines_of_another_index_do_not_count(stored, record):
+    """Those of before records had digests there; and those whose own sum does not fit."""
+    file = stored.parents[1] / ".index"
+    name, marks, digest, *rest = file.read_text().split()
+    for text in (f"{name} {marks} error 1.0 01234567", " ".join([name, marks, digest[::-1], *rest])):
+        file.write_text(f"{text}\n")
+        assert index.entries(stored.parents[1], {"ok", "error"}) == {}
+        assert records.summary(stored.parents[1]).cells == {record.id: ("ok", 0.25)}
+
+
 def test_what_cannot_be_written_leaves_the_old_file(stored, record):
     before = stored.read_bytes()
     wrong = Manifest(name="x", command="x", started="x", settings={"x": float("nan")})
@@ -165,6 +201,16 @@ def test_the_id_does_not_depend_on_any_order():
     reverse = dict(reversed(SETTINGS.items())) | {"versions": {"estimator": "2", "problem": "1"}}
     assert list(reverse) != list(SETTINGS)
     assert Cell(**reverse).id == Cell(**SETTINGS).id == "ad890ff0c9fdf21f8ae6"  # on every machine
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**70])
+@pytest.mark.parametrize("problem", ['p[x="seed":null]', '"seed":null,"seed":', "θ\n\\"])
+def test_the_id_is_the_hash_of_the_canonical_settings(problem, seed):
+    cell = Cell(
+        **{**SETTINGS, "problem": problem, "seed": seed, "versions": {"seed": "null", "estimator": '"seed":null'}}
+    )
+    whole = hashlib.sha256(records.canonical_json(cell.model_dump()).encode())
+    assert cell.id == whole.hexdigest()[:20]
 
 
 def test_the_id_depends_on_every_field():

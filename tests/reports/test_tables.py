@@ -80,7 +80,7 @@ def test_parquet_needs_pyarrow_and_a_file(table: pd.DataFrame) -> None:
 
 
 def test_unreadable_records_are_named(run_folder: Path) -> None:
-    assert load(run_folder).unreadable == {"deadbeef.json": "deadbeef.json: unreadable (JSONDecodeError)"}
+    assert load(run_folder).unreadable == {"deadbeef.json": "deadbeef.json: unreadable (no JSON)"}
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
