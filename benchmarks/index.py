@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def note(run: Path, entries: list[Entry]) -> None:
         os.close(file)
 
 
-def entries(run: Path, known: set[str]) -> dict[str, Entry]:
+def entries(run: Path, known: Set[str]) -> dict[str, Entry]:
     """The lines of an index that are whole and name a status that is ``known``, by file name; the last of each counts."""
     found: dict[str, Entry] = {}
     try:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,6 @@ import pandas as pd
 
 from benchmarks.records import (
     LARGEST,
-    BlockResult,
     Manifest,
     Record,
     RecordError,
@@ -158,7 +158,7 @@ def tabulate(runs: Sequence[Run]) -> pd.DataFrame:
     """:func:`frame` of folders that have been read already."""
     names = _distinct([run.name for run in runs])
     parts = [run.rows.assign(run=name) for run, name in zip(runs, names, strict=True) if len(run.rows)]
-    table = pd.concat(parts, ignore_index=True) if parts else _typed([]).assign(run=[])
+    table = pd.concat(parts, ignore_index=True) if parts else _typed([], _Words()).assign(run=[])
     table["run"] = table["run"].astype(object)
     order = ["problem", "estimator", "num_samples", "seed", "block", "run", "id"]
     keys = [_place(table[name]) for name in reversed(order)]
@@ -179,27 +179,37 @@ def _distinct(names: Sequence[str]) -> list[str]:
 def _rows(records: Iterable[Record], tracebacks: dict[str, str]) -> pd.DataFrame:
     """A row for each cell and block, made piece by piece; records of the same words share them."""
     pieces: list[pd.DataFrame] = []
-    rows: list[list[Any]] = []
-    words: dict[str, str] = {}
+    rows: list[tuple[Any, ...]] = []
+    words = _Words()
     for record in records:
-        blocks: Sequence[BlockResult | None] = record.blocks if record.status == "ok" else []
-        rows += [_row(record, block, words) for block in blocks or [None]]
+        rows += _rows_of(record)
         if record.traceback and len(tracebacks) < TRACEBACKS:
             tracebacks[record.id] = record.traceback
         if len(rows) >= PIECE:
-            pieces.append(_typed(rows))
+            pieces.append(_typed(rows, words))
             rows = []
-    pieces.append(_typed(rows))
+    pieces.append(_typed(rows, words))
     filled = [piece for piece in pieces if len(piece)]
     return pd.concat(filled, ignore_index=True) if filled else pieces[0]
 
 
-def _typed(rows: list[list[Any]]) -> pd.DataFrame:
+class _Words(dict[str | None, str | None]):
+    """One object for equal texts; no terminal and no page is to obey any of them."""
+
+    def __missing__(self, text: str | None) -> str | None:
+        word = None if text is None else plain(text)
+        self[text] = word
+        return word
+
+
+def _typed(rows: list[tuple[Any, ...]], words: _Words) -> pd.DataFrame:
     """Rows of :data:`_STORED` as a table: numbers as such, the rest as objects, ``None`` where there is nothing."""
     columns = dict(zip(_STORED, zip(*rows, strict=True), strict=True)) if rows else {name: () for name in _STORED}
     typed = {}
     for name, values in columns.items():
-        if name in _TEXT | _FLAGS:
+        if name in _TEXT:
+            typed[name] = pd.Series([words[one] for one in values], dtype=object)
+        elif name in _FLAGS:
             typed[name] = pd.Series(values, dtype=object)
         else:
             typed[name] = pd.to_numeric(pd.Series(values, dtype=object))
@@ -207,24 +217,25 @@ def _typed(rows: list[list[Any]]) -> pd.DataFrame:
     return table.assign(work_normalised_variance=table["variance"] * table["seconds_per_gradient"])
 
 
-def _row(record: Record, block: BlockResult | None, words: dict[str, str]) -> list[Any]:
-    row = {**record.cell.__dict__, **record.__dict__, "citations": " ".join(record.citations)}
-    if record.status == "ok":
-        row |= record.cost.__dict__
-        row["seconds_low"], row["seconds_high"] = record.cost.seconds_interval or (None, None)
-        if block is not None:
-            row |= block.__dict__
-            for name, prefix in _INTERVALS.items():
-                row[f"{prefix}_low"], row[f"{prefix}_high"] = row[name] or (None, None)
-            row["quantiles"] = json.dumps(block.quantiles) if block.quantiles else None
-    return [_word(one, words) if isinstance(one, str) else one for one in map(row.get, _STORED)]
+_NOTHING: dict[str, Any] = dict.fromkeys(_STORED)
+_in_order = itemgetter(*_STORED)
 
 
-def _word(text: str, words: dict[str, str]) -> str:
-    """One object for equal texts; no terminal and no page is to obey any of them."""
-    if text not in words:
-        words[text] = plain(text)
-    return words[text]
+def _rows_of(record: Record) -> list[tuple[Any, ...]]:
+    """The rows of one cell, in the order of :data:`_STORED`: one for each block, one without numbers where it failed."""
+    whole = {**_NOTHING, **record.cell.__dict__, **record.__dict__, "citations": " ".join(record.citations)}
+    if record.status != "ok":
+        return [_in_order(whole)]
+    whole |= record.cost.__dict__
+    whole["seconds_low"], whole["seconds_high"] = record.cost.seconds_interval or (None, None)
+    rows = []
+    for block in record.blocks:
+        row = whole | block.__dict__
+        for name, prefix in _INTERVALS.items():
+            row[f"{prefix}_low"], row[f"{prefix}_high"] = row[name] or (None, None)
+        row["quantiles"] = json.dumps(block.quantiles) if block.quantiles else None
+        rows.append(_in_order(row))
+    return rows or [_in_order(whole)]
 
 
 def training_titles(runs: Sequence[Run]) -> dict[str, str]:
