@@ -31,6 +31,8 @@ from .statistics import COSTS, RANK, Z95, pareto, sound
 from .statistics import slopes as fitted_slopes
 from .wording import BLOCKS
 
+MARKS = 5_000
+"""Points beyond which a strip of them is drawn as pixels: 70,000 shapes take 5 MB of a page, and a browser seconds."""
 DASHES = {"elbo": "-", "iwae": "--", "log_marginal": ":"}
 VERDICTS = {
     "PASS": ("#029e73", "o"),
@@ -112,12 +114,12 @@ def bias(blocks: pd.DataFrame, *, problem: str | None = None) -> Figure:
     """One problem's biases, a point per cell and block: z-scores in the expected bands, and the smallest bias visible.
 
     ``blocks`` is one row per cell and block (seeds apart). Dark band: 95 % of unbiased z-scores fall here; light band:
-    all of the shown do, in 95 % of reports (Bonferroni).
+    all of the shown do, in 95 % of reports (Bonferroni). Beyond :data:`MARKS` points are pixels, every one of them drawn.
     """
     blocks = prepared(blocks, problem=problem, means=False)
     names = [name for name in blocks["label"].cat.categories if (blocks["label"] == name).any()]
     figure, left, right = looks.strips(names, looks.title(blocks))
-    scored = blocks[blocks["bias_z"].notna()]
+    scored, dense = blocks[blocks["bias_z"].notna()], len(blocks) > MARKS
     wide = float(stats.norm.ppf(1 - 0.025 / max(1, len(scored))))
     left.axvspan(-wide, wide, color="#0173b2", alpha=0.10, linewidth=0)
     left.axvspan(-Z95, Z95, color="#0173b2", alpha=0.18, linewidth=0)
@@ -134,6 +136,7 @@ def bias(blocks: pd.DataFrame, *, problem: str | None = None) -> Figure:
             color=colour,
             alpha=0.8,
             label=verdict.lower().replace("_", " "),
+            rasterized=dense,
         )
     reach = max(6.0, 1.3 * float(scored["bias_z"].abs().max())) if len(scored) else 6.0
     left.set_xscale("symlog", linthresh=6.0, linscale=1.5)
@@ -149,7 +152,7 @@ def bias(blocks: pd.DataFrame, *, problem: str | None = None) -> Figure:
         rows = seen[seen["block"] == block]
         y = [place[one] + offset[block] for one in rows["label"]]
         percent = 100 * rows["detectable_bias"] / rows["reference_norm"]
-        right.plot(percent, y, marker, color="#333333", mfc="none", alpha=0.8, label=BLOCKS[block])
+        right.plot(percent, y, marker, color="#333333", mfc="none", alpha=0.8, label=BLOCKS[block], rasterized=dense)
     right.set(xscale="log", xlabel="detectable bias, % of reference")
     if len(seen):
         looks.powers(right, "x")

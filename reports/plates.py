@@ -23,6 +23,9 @@ PLOTTED = {
 }
 """Columns of the table that belong to a kind of figure; every column for other kinds."""
 
+ROWS = 10_000
+"""Rows that a file on the page has at most: 100 to 200 bytes each. Those of a hundred thousand cells would take 40 MB."""
+
 SCRIPT = """\
 from reports import figures, frame
 
@@ -105,7 +108,9 @@ class Plates:
                 plate.drawing, plate.figure = "", None
                 self.dropped += 1
         room = self._draw(2, room)
-        room = self._enclose("csv", _csv, self.all, room)
+        short = [plate for plate in self.all if plate.data is None or len(plate.data) <= ROWS]
+        self.dropped += len(self.all) - len(short)
+        room = self._enclose("csv", _csv, short, room)
         room = self._draw(1, room)
         known = [plate for plate in self.all if plate.figure is not None]
         self.dropped += len(self.all) - len(known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +13,16 @@ from benchmarks.records import write_text
 
 from . import figures, page, paper
 from . import training as trained
+from .enclosed import numbers
 from .findings import findings
 from .interactive import cost_chart
 from .labels import compared, labelled
 from .opening import opening
-from .plates import Plate, Plates, data_uri
+from .plates import Plate, Plates
 from .portion import portion
 from .roofline import roofline, shares
 from .statistics import COSTS, over_seeds, slopes
-from .tables import Run, curves, load, only, tabulate, to_csv, training_titles
+from .tables import Run, curves, load, only, tabulate, training_titles
 from .wording import BLOCKS, parts, plural
 
 LIMIT = 4_800_000
@@ -85,9 +85,7 @@ def document(runs: Sequence[Run]) -> str:
         "unreadable": [(run.name, file, why) for run in runs for file, why in sorted(run.unreadable.items())],
         "environment": _environment(runs),
         "bibliography": _bibliography(runs),
-        "table_csv": data_uri(
-            gzip.compress(to_csv(table[_stored(table)], "%.7g").encode(), mtime=0), "application/gzip"
-        ),
+        "numbers": numbers(table, means),
         "plates": plates,
         "thinned": 0,
     }
@@ -102,10 +100,6 @@ def document(runs: Sequence[Run]) -> str:
         size = len(paper.write("report.html", context, charts=charts).encode())
     plates.fill(LIMIT - size)
     return paper.write("report.html", context, charts=charts)
-
-
-def _stored(table: pd.DataFrame) -> list[str]:
-    return [column for column in table if column not in ("label", "title", "hue", "mark")]
 
 
 _SPEED = (
