@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -60,6 +61,16 @@ def test_no_column_of_the_means_is_of_one_seed_alone(whole: pd.DataFrame, monkey
         enclosed_in(numbers(*labelled(rows)[:2]).address) for rows in (whole, whole[::-1].reset_index(drop=True))
     )
     pd.testing.assert_frame_equal(one, other, rtol=1e-6)
+
+
+def test_where_nothing_finished_there_are_no_means(
+    tmp_path: Path, fabricate: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enclosed, "ROWS", 1)
+    for seed in range(2):
+        fabricate.cell(tmp_path, GAUSSIAN, "iwae", 1, seed=seed, status="timeout", blocks=[], reason="60 s")
+    rows = enclosed_in(numbers(*labelled(frame([tmp_path]))[:2]).address)
+    assert list(rows) == MEANS and not len(rows)
 
 
 def test_the_page_says_that_it_holds_means(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
