@@ -4,7 +4,7 @@ The posterior is N(m, s^2), the guide q = N(loc, scale^2); z = loc + scale eps. 
 
     log r = log w - log p(x) = log(scale/s) - delta^2/(2 s^2) - (scale delta/s^2) eps + (1 - rho)/2 eps^2,
 
-so the weights are a function of one normal variable and `self_normalized` gives every moment for every K. All moments
+so the weights are a function of one normal variable (`laplace`) and `self_normalized` gives every moment for every K. All moments
 below exist for every rho > 0 (normalised weights lie in [0, 1]); only their behaviour as K grows depends on rho.
 Ascent sign: gradients of the bound that is maximised.
 """
@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .self_normalized import Exact, SelfNormalizedSums, budget, sample_step
+from . import laplace
+from .self_normalized import Exact, SelfNormalizedSums
 
 Array = NDArray[np.float64]
 
@@ -45,15 +46,8 @@ class Moment(NamedTuple):
 @lru_cache(maxsize=32)
 def _sums(shift: float, ratio: float, max_num_samples: int) -> SelfNormalizedSums:
     """Moments for delta/s = shift and scale/s = ratio; the features are eps^0..eps^4."""
-    end = math.sqrt(2.0 * budget(max_num_samples))
-    linear, quadratic = -ratio * shift, (1.0 - ratio**2) / 2.0
-    probe = np.linspace(-end, end, 2001)
-    step = sample_step(np.abs(linear + 2.0 * quadratic * probe), -(probe**2) / 2.0, max_num_samples)
-    step = min(step, 2.0 * np.pi / end / 2.0)  # the normal density alone: error exp(-2 pi^2 / (2 step)^2) when doubled
-    count = 2 * math.ceil(end / step)
-    eps = np.linspace(-end, end, count + 1)
-    log_ratio = math.log(ratio) - shift**2 / 2.0 + linear * eps + quadratic * eps**2
-    return SelfNormalizedSums(log_ratio, np.exp(-(eps**2) / 2.0), np.vander(eps, 5, increasing=True), max_num_samples)
+    constant = math.log(ratio) - shift**2 / 2.0
+    return laplace.sums(constant, -ratio * shift, (1.0 - ratio) * (1.0 + ratio) / 2.0, max_num_samples)
 
 
 @dataclass(frozen=True)

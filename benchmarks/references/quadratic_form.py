@@ -41,6 +41,10 @@ HEIGHT = 27.0  # |Gamma(u + 1)| at Im u = 27 is below 1e-17 of what it is at zer
 HIGHER = 2.0  # and |Gamma(u + p)| at so much more for each p above 1
 ALIAS = 38.0  # -log of the neglected images of the integrand, one period of the trapezoid rule away, for K = 1
 MOST_NODES = 60_000
+MOST_NUMBERS = 2**24
+"""Of the transforms, values of t times features and powers: 128 MiB of each grid."""
+AT_ONCE = 2**20
+"""Numbers of the integrand, nodes times features and powers: 16 MiB of each array of them."""
 BLOCK = 64
 LEFT = -0.5
 
@@ -95,39 +99,57 @@ class QuadraticForm:
     ) -> tuple[Array, list[Array]]:
         """Along a line Re u, at t (T,): E exp(-t r), less one where the line is left of zero, shape (T,); and for each power
         p E[(t r)^p f exp(-t r)] for all features f, shape (T, F)."""
-        b, curvature = self._arrays
         height = HEIGHT + HIGHER * (max(powers) - 1)
-        u: Complex = line + 1j * step * np.arange(math.ceil(height / step) + 1)  # the other half is its conjugate
+        nodes: Complex = line + 1j * step * np.arange(math.ceil(height / step) + 1)  # the other half is its conjugate
+        table = np.zeros((len(log_t), self._columns(features, powers)))
+        for u in np.array_split(nodes, math.ceil(len(nodes) * table.shape[1] / AT_ONCE)):
+            values = self._integrand(u, features, powers) * step / np.pi
+            values[u == line] /= 2.0
+            # The grid is uniform: t^-u of a block of rows is that of its first row times that of the first block.
+            block = np.exp(-(log_t[:BLOCK, None] - log_t[:1, None]) * u)
+            for start in range(0, len(log_t), BLOCK):
+                rows = table[start : start + BLOCK]
+                rows += (block[: len(rows)] @ (np.exp(-log_t[start] * u)[:, None] * values)).real
+        return table[:, 0], np.split(table[:, 1:], len(powers), axis=1)
+
+    def _columns(self, features: Features, powers: Sequence[int]) -> int:
+        """Of the integrand: Gamma(u) alone, and the features for each power."""
+        probe: Complex = np.ones((1, len(self.linear)), dtype=np.complex128)
+        return 1 + len(powers) * features(probe, probe).shape[1]
+
+    def _integrand(self, u: Complex, features: Features, powers: Sequence[int]) -> Complex:
+        """Gamma(u) E r^-u, and Gamma(u + p) E[r^-u f] for each power p and all features f; shape (U, 1 + P F)."""
+        from scipy.special import gamma  # late: what only lists problems need not wait for it
+
+        b, curvature = self._arrays
         spread = 1.0 / (1.0 + 2.0 * u[:, None] * curvature)
         mean = -u[:, None] * b * spread
         # The product of square roots, each on its principal branch: 1 + 2 u l has a positive real part within the strip.
         moment = np.exp(-u * self.constant + (u[:, None] ** 2 * b**2 * spread + np.log(spread)).sum(1) / 2.0)
-        from scipy.special import gamma  # late: what only lists problems need not wait for it
-
-        density = moment * step / np.pi
-        density[0] /= 2.0
         expected = features(mean, spread)
-        values = np.concatenate(
-            [(density * gamma(u))[:, None], *((density * gamma(u + p))[:, None] * expected for p in powers)], axis=1
+        return np.concatenate(
+            [(moment * gamma(u))[:, None], *((moment * gamma(u + p))[:, None] * expected for p in powers)], axis=1
         )
-        # The grid is uniform: t^-u of a block of rows is that of its first row times that of the first block.
-        table = np.empty((len(log_t), values.shape[1]))
-        block = np.exp(-(log_t[:BLOCK, None] - log_t[:1, None]) * u)
-        for start in range(0, len(log_t), BLOCK):
-            rows = table[start : start + BLOCK]
-            rows[:] = (block[: len(rows)] @ (np.exp(-log_t[start] * u)[:, None] * values)).real
-        return table[:, 0], np.split(table[:, 1:], len(powers), axis=1)
 
     def sums(
         self, max_num_samples: int, features: Features = monomials, powers: Sequence[int] = (1,)
     ) -> SelfNormalizedSums:
-        """Moments of self-normalised sums of these features, for weights to these powers."""
-        log_t = np.arange(-budget(max_num_samples), max(5.0, self.reach()), LOG_T_STEP)
+        """Moments of self-normalised sums of these features, for weights to these powers.
+
+        Raises:
+            QuadratureError: where the integrals take too many nodes, or their values too much memory.
+        """
         # How far the lines may move either way: to the poles of Gamma at 0 and -1, and to twice the right one.
         alias = ALIAS + 1.5 * math.log(max_num_samples)  # the images do not fall with t, and are met K times
         steps = (2.0 * np.pi * 0.5 / alias, 2.0 * np.pi * self.right / alias)
         if HEIGHT / steps[1] > MOST_NODES:
-            raise QuadratureError(f"the guide is too wide, or too far off: {HEIGHT / steps[1]:.0f} nodes")
+            nodes = f"its integrals take {HEIGHT / steps[1]:.2g} nodes, and {MOST_NODES} are the most"
+            raise QuadratureError(f"the guide is too wide, or too far off: {nodes}")
+        low, high = -budget(max_num_samples), max(5.0, self.reach())
+        numbers = (high - low) / LOG_T_STEP * self._columns(features, powers)
+        if numbers > MOST_NUMBERS:
+            raise QuadratureError(f"the transforms take {numbers:.2g} numbers, and {MOST_NUMBERS:.2g} are the most")
+        log_t = np.arange(low, high, LOG_T_STEP)
         levels = []
         for stride in (1, 2):
             width = stride / 2.0  # half the step that is enough, so that the coarse grid is good, too
@@ -154,7 +176,7 @@ def form_of(problem: LinearGaussian, point: int) -> tuple[QuadraticForm, Array]:
     return QuadraticForm(float(constant), tuple(linear.tolist()), tuple(curvature.tolist())), basis
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # of up to 200 MiB each
 def _tables(form: QuadraticForm, max_num_samples: int) -> SelfNormalizedSums:
     return form.sums(max_num_samples)
 

@@ -45,9 +45,9 @@ class Exact(NamedTuple):
 
 @dataclass(frozen=True)
 class Level:
-    """One grid. log_t (V,), log_phi (V,), transforms[p] (V, F): E[(t r)^p f_j exp(-t r)]."""
+    """One grid. step of log_t, one or (V,); log_t (V,), log_phi (V,), transforms[p] (V, F): E[(t r)^p f_j exp(-t r)]."""
 
-    step: float
+    step: float | Array
     log_t: Array
     log_phi: Array
     transforms: dict[int, Array]
@@ -89,17 +89,25 @@ class SelfNormalizedSums:
     """
 
     def __init__(self, log_ratio: Array, weights: Array, features: Array, max_num_samples: int) -> None:
-        self.max_num_samples, self.floor = max_num_samples, 1e-13
+        self.max_num_samples, self.floor, self.centre = max_num_samples, 1e-13, 0.0
         coarse = np.zeros_like(weights)
         coarse[::2] = weights[::2]
         rules = [np.concatenate([w[:, None], w[:, None] * features], axis=1) / w.sum() for w in (weights, coarse)]
         self.fine, self.coarse = self._levels(log_ratio, np.concatenate(rules, axis=1))
 
     @classmethod
-    def tabulated(cls, fine: Level, coarse: Level, max_num_samples: int, floor: float) -> SelfNormalizedSums:
-        """From transforms that were found otherwise than by a quadrature rule of one sample, with an absolute error."""
+    def tabulated(
+        cls, fine: Level, coarse: Level, max_num_samples: int, floor: float, centre: float = 0.0
+    ) -> SelfNormalizedSums:
+        """From transforms that were found otherwise than by a quadrature rule of one sample.
+
+        Arguments:
+            floor: their absolute error. centre: they are those of r exp(-centre), whose normalised weights are the same.
+        """
         sums = cls.__new__(cls)
-        sums.fine, sums.coarse, sums.max_num_samples, sums.floor = fine, coarse, max_num_samples, floor
+        sums.fine, sums.coarse, sums.max_num_samples, sums.floor, sums.centre = (
+            *(fine, coarse, max_num_samples, floor, centre),
+        )
         return sums
 
     def _levels(self, log_ratio: Array, rule: Array) -> tuple[Level, Level]:
@@ -141,8 +149,8 @@ class SelfNormalizedSums:
 
     def _integral(self, integrands: tuple[Array, Array], what: str) -> Exact:
         """Trapezoid sums over v on both grids, and their agreement relative to the integral of |integrand|."""
-        fine, coarse = self.fine.step * integrands[0].sum(), self.coarse.step * integrands[1].sum()
-        size = self.fine.step * np.abs(integrands[0]).sum()
+        fine, coarse = ((level.step * f).sum() for level, f in zip((self.fine, self.coarse), integrands, strict=True))
+        size = (self.fine.step * np.abs(integrands[0])).sum()
         error = abs(fine - coarse)
         if not error <= TOLERANCE * max(size, 1e-300) + self.floor:
             raise QuadratureError(f"{what}: the two grids give {fine!r} and {coarse!r}")
@@ -155,12 +163,15 @@ class SelfNormalizedSums:
     def log_mean(self, num_samples: int) -> Exact:
         """E log(S/K)."""
         fine, coarse = (-gap for _, gap in self._gaps(num_samples))
-        return self._integral((fine, coarse), "E log")
+        centred = self._integral((fine, coarse), "E log")
+        return Exact(self.centre + centred.value, centred.error)
 
     def log_mean_moments(self, num_samples: int) -> tuple[Exact, Exact]:
         """E log(S/K) and E log^2(S/K)."""
         fine, coarse = (2.0 * (scaled + np.euler_gamma) * gap for scaled, gap in self._gaps(num_samples))
-        return self.log_mean(num_samples), self._integral((fine, coarse), "E log^2")
+        first, second = self.log_mean(num_samples), self._integral((fine, coarse), "E log^2")
+        moved = self.centre * (2.0 * first.value - self.centre)
+        return first, Exact(second.value + moved, second.error + 2.0 * abs(self.centre) * first.error)
 
     def _gaps(self, num_samples: int) -> list[tuple[Array, Array]]:
         """v and G(v) on both grids."""
@@ -207,6 +218,8 @@ class SelfNormalizedSums:
         """
         self._check(num_samples)
         log_t, log_phi = self.fine.log_t, self.fine.log_phi
+        if np.ptp(self.fine.step) > 0.0:
+            raise QuadratureError("covariances need equal steps of log t, and its range is too long for them")
         used = (log_phi > -45.0) & (log_t > -38.0 - math.log(num_samples))
         log_t, log_phi = log_t[used], log_phi[used]
         from scipy.interpolate import make_interp_spline  # half a second, which only this needs

@@ -88,3 +88,15 @@ def test_what_cannot_be_asked_is_told_in_a_line(gradest, arguments, said):
 def test_a_value_that_is_not_known_is_refused_for_one_reason(gradest, spec, target, K, said):
     code, out, err = gradest("reference", spec, "--target", target, *(("-K", K) if K else ()))
     assert (code, out, err.count("\n")) == (2, "", 1) and said in err
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("rainforth[dim=2,points=64,perturbation=1]", "is too wide to interpolate at K=10"),
+        ("linear-gaussian[noise_scale=1e-5]", "too wide, or too far off: its integrals take"),
+    ],
+)
+def test_integrals_that_cannot_be_vouched_for_are_refused(gradest, spec, said):
+    code, out, err = gradest("reference", spec, "--target", "iwae", "-K", 10)
+    assert (code, out, err.count("\n")) == (2, "", 1) and said in err

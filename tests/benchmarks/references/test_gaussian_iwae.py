@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -293,3 +295,58 @@ def test_refusals() -> None:
         sums.log_mean_moments(3)
     with pytest.raises(ValueError, match="num_samples"):
         sums.log_mean_moments(11)
+
+
+def bound_of_two(x: float, loc: float, scale: float) -> float:
+    """E log((w1 + w2) / 2) by Gauss-Legendre rules: for each eps1, panels of eps2 between the places where log w2 - log w1 takes
+    given values, so that no kink and no step falls within one."""
+    node, weight = np.polynomial.legendre.leggauss(30)
+    curvature, slope = 0.5 - scale**2, scale * (x + PRIOR - 2 * loc)
+    vertex = -slope / (2 * curvature)
+
+    def log_w(eps: np.ndarray) -> np.ndarray:
+        z = loc + scale * eps
+        return normal(z, PRIOR, 1.0) + normal(x, z, 1.0) - normal(z, loc, scale**2)
+
+    def panels(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ends = np.sort(np.clip(ends, -9, 9), axis=-1)
+        half = np.diff(ends)[..., None] / 2
+        eps = (ends[..., :-1, None] + half * (node + 1)).reshape(*ends.shape[:-1], -1)
+        mass = (half * weight).reshape(eps.shape) * np.exp(-(eps**2) / 2) / math.sqrt(2 * math.pi)
+        return eps, mass
+
+    near = vertex + np.outer([-1, 1], [0, 0.3, 1, 2, 4]).ravel() / scale
+    first, mass = panels(np.append(np.linspace(-9, 9, 37), near))
+    steps = np.array([-40, -16, -8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8, 16, 40])
+    root = np.sqrt(np.maximum((first[:, None] - vertex) ** 2 + steps / curvature, 0.0))
+    fixed = np.tile(np.append(np.linspace(-9, 9, 13), vertex), (len(first), 1))
+    second, masses = panels(np.concatenate([vertex - root, vertex + root, fixed], axis=1))
+    both = np.logaddexp(log_w(first)[:, None], log_w(second)) - math.log(2)
+    return float(mass @ (masses * both).sum(1))
+
+
+STEEP = [(1.0, 0.4, 300.0), (1000.0, 0.4, 0.8), (-50.0, 0.4, 0.1)]
+
+
+@pytest.mark.parametrize(("x", "loc", "scale"), STEEP)
+def test_steep_weights(x: float, loc: float, scale: float) -> None:
+    """Two samples by another quadrature, ten by Monte Carlo; derivatives by differences; and little time and memory for it."""
+    problem = GaussianIWAE.unit_model(x, PRIOR, loc, math.log(scale))
+    assert problem.bound(2).value == pytest.approx(bound_of_two(x, loc, scale), rel=1e-12)
+    tracemalloc.start()
+    start = time.process_time()
+    gradient = problem.gradient(10)
+    assert time.process_time() - start < 5
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+    z = loc + scale * np.random.default_rng(7).standard_normal((100_000, 10))
+    log_w = normal(z, PRIOR, 1.0) + normal(x, z, 1.0) - normal(z, loc, scale**2)
+    values = np.logaddexp.reduce(log_w, axis=1) - math.log(10)
+    assert abs(values.mean() - gradient["value"]) < 4.5 * values.std() / math.sqrt(len(values))
+    below, above = (GaussianIWAE.unit_model(x, PRIOR, loc, math.log(scale) + h).bound(10).value for h in (-1e-4, 1e-4))
+    assert gradient["log_scale"] == pytest.approx((above - below) / 2e-4, rel=1e-6)
+
+
+def test_equal_steps_alone_have_covariances() -> None:
+    with pytest.raises(QuadratureError, match="equal steps"):
+        at(0.4, 30.0).sumo_moments(1.0 / np.arange(1, 4))

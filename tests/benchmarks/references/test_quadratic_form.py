@@ -4,6 +4,7 @@ integrals, tensor quadrature, and differences of values; and against long Monte 
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -168,6 +169,17 @@ def test_moments_of_the_form():
 def test_too_wide_a_guide_is_refused():
     with pytest.raises(QuadratureError, match="too wide"):
         QuadraticForm(0.0, (1.0,), (-5000.0,)).sums(2)
+
+
+def test_what_would_take_too_much_memory_is_refused_at_once():
+    """A guide of unit width about a posterior 10^5 times narrower; and so many features that their values alone are gigabytes."""
+    tracemalloc.start()
+    with pytest.raises(QuadratureError, match="60000 are the most"):
+        Problem(noise_scale=1e-5).exact(Target("iwae", 10))
+    with pytest.raises(QuadratureError, match=r"1.7e\+07 are the most"):
+        Problem(dim=120, data_dim=130).exact(Target("iwae", 10))
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
 
 
 def test_the_problem_knows_every_bound():
