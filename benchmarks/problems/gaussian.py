@@ -36,7 +36,15 @@ INTEGRAL = {
 """Estimators whose exact variance is an integral for any K, and what the references call them."""
 SMALL = ("renyi", "f_divergence")
 """Targets known by quadrature alone: where K samples take at most four numbers of noise, and their mean exists."""
+LEAST_NOISE = 1e-8
+"""Of the data: below, x is known to fewer digits than exact values are claimed to."""
 ALL = frozenset({"reparameterizable", "gaussian", "twice_differentiable", "analytic_kl", "invertible_prior", "data"})
+
+
+def require_noise(problem: Problem) -> None:
+    """Refuse a problem whose ``noise_scale`` is not positive, or lost among the digits of x."""
+    scale = problem.noise_scale  # type: ignore[attr-defined]
+    problem.require(scale >= LEAST_NOISE, f"noise_scale must be at least {LEAST_NOISE}, not {scale}")
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,7 @@ class LinearGaussian(Problem):
     perturbation: float = 0.3
 
     name = "linear-gaussian"
+    version = "2"
     summary = "linear VAE with a diagonal guide: closed forms, and L_K exact for every K"
     offers = ALL
     exact_targets = ("elbo", "log_marginal", "forward_kl", "iwae", *SUMS, *SMALL)
@@ -164,7 +173,7 @@ class LinearGaussian(Problem):
         for field in ("dim", "data_dim", "points"):
             self.require(getattr(self, field) >= 1, f"{field} must be at least 1, not {getattr(self, field)}")
         self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
-        self.require(self.noise_scale > 0, f"noise_scale must be positive, not {self.noise_scale}")
+        require_noise(self)
 
     @cached_property
     def _setting(self) -> dict[str, np.ndarray]:

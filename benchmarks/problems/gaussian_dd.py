@@ -14,7 +14,7 @@ from estimators import Block, DiagonalGaussian, FullRankGaussian, Parameters, Ta
 from ..references import LinearGaussian
 from ..references.joint_gaussian import TARGETS, JointGaussian, differentiated
 from ..references.quadratic_form import iwae_gradient
-from .gaussian import ALL, known_variance
+from .gaussian import ALL, known_variance, require_noise
 from .known_bounds import SUMS, in_blocks, small_bound, sum_of_bounds
 from .problem import Problem, Reference
 
@@ -66,7 +66,7 @@ class _ChosenTail(JointlyGaussian):
         self.require(self.dim >= 1, f"dim must be at least 1, not {self.dim}")
         self.require(self.rho > 0, f"rho must be positive, not {self.rho}")
         self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
-        self.require(self.noise_scale > 0, f"noise_scale must be positive, not {self.noise_scale}")
+        require_noise(self)
 
     @cached_property
     def _setting(self) -> dict[str, np.ndarray]:
@@ -105,12 +105,13 @@ class _ChosenTail(JointlyGaussian):
     def law(self, parameters: Parameters) -> JointGaussian:
         theta, phi = parameters["theta"], parameters["phi"]
         one, n = torch.eye(self.dim).to(self.data), torch.eye(self.dim + 1).to(self.data)
-        noise = n * (2 * theta["log_noise_scale"]).exp()
+        noise = n * theta["log_noise_scale"].exp()
         zero = self.data.new_zeros(self.dim + 1)
-        loc, covariance = phi["loc"][None], self._covariance(phi)
-        return JointGaussian(theta["prior_loc"], one, theta["weight"], zero, noise, self.data, loc, covariance)
+        loc, factor = phi["loc"][None], self._factor(phi)
+        return JointGaussian(theta["prior_loc"], one, theta["weight"], zero, noise, self.data, loc, factor)
 
-    def _covariance(self, phi: Block) -> Tensor:
+    def _factor(self, phi: Block) -> Tensor:
+        """Of the guide's covariance."""
         raise NotImplementedError
 
     def prior(self, theta: Block) -> DiagonalGaussian:
@@ -144,6 +145,7 @@ class GaussianMeanField(_ChosenTail):
     """
 
     name = "gaussian-mean-field"
+    version = "2"
     summary = "Gaussian posterior in D dimensions, diagonal guide: Var(w) exists or not as the user chooses rho"
     offers = ALL
 
@@ -153,8 +155,8 @@ class GaussianMeanField(_ChosenTail):
         least = np.linalg.eigvalsh(scale[:, None] * precision * scale)[0]
         return {"log_scale": np.log(scale) + 0.5 * np.log(self.rho / least)}
 
-    def _covariance(self, phi: Block) -> Tensor:
-        return torch.diag((2 * phi["log_scale"]).exp())
+    def _factor(self, phi: Block) -> Tensor:
+        return torch.diag(phi["log_scale"].exp())
 
     def exact_variance(self, estimator: str, num_samples: int, block: str) -> float | None:
         names = {"phi": ("loc", "log_scale"), "theta": ("prior_loc", "weight", "log_noise_scale")}.get(block)
@@ -200,6 +202,7 @@ class GaussianFullRank(_ChosenTail):
     spread: float = 2.0
 
     name = "gaussian-full-rank"
+    version = "2"
     summary = "Gaussian posterior in D dimensions, guide of full rank: Var(w) exists or not as the user chooses rho"
     offers = ALL - {"gaussian", "analytic_kl"}
 
@@ -214,9 +217,8 @@ class GaussianFullRank(_ChosenTail):
         factor = np.linalg.cholesky(half * values @ half.T)
         return {"log_scale": np.log(np.diag(factor)), "below": factor[np.tril_indices(self.dim, -1)]}
 
-    def _covariance(self, phi: Block) -> Tensor:
-        factor = self.guide(phi).scale_tril[0]
-        return factor @ factor.mT
+    def _factor(self, phi: Block) -> Tensor:
+        return self.guide(phi).scale_tril[0]
 
     def guide(self, phi: Block) -> FullRankGaussian:
         return FullRankGaussian(phi["loc"][None], phi["log_scale"][None], phi["below"][None])

@@ -12,6 +12,7 @@ from torch import Tensor
 from estimators import Block, DiagonalGaussian, Hierarchical, Parameters
 
 from ..references.joint_gaussian import JointGaussian
+from .gaussian import require_noise
 from .gaussian_dd import JointlyGaussian
 
 
@@ -50,6 +51,7 @@ class TwoLayerGaussian(JointlyGaussian):
     perturbation: float = 0.3
 
     name = "two-layer-gaussian"
+    version = "2"
     summary = "two stochastic layers, linear and Gaussian: ELBO, log p(x), forward KL and small bounds exact"
     citations = ("sonderby2016", "bauer2021")
     offers = frozenset({"reparameterizable", "twice_differentiable", "invertible_prior", "data"})
@@ -58,7 +60,7 @@ class TwoLayerGaussian(JointlyGaussian):
         for field in ("dim", "upper_dim", "data_dim", "points"):
             self.require(getattr(self, field) >= 1, f"{field} must be at least 1, not {getattr(self, field)}")
         self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
-        self.require(self.noise_scale > 0, f"noise_scale must be positive, not {self.noise_scale}")
+        require_noise(self)
 
     @cached_property
     def _setting(self) -> dict[str, dict[str, np.ndarray]]:
@@ -111,18 +113,18 @@ class TwoLayerGaussian(JointlyGaussian):
         theta, phi = parameters["theta"], parameters["phi"]
         W, A, B, C = theta["upper_weight"], theta["weight"], phi["weight"], phi["upper_weight"]
         one, n = torch.eye(self.upper_dim).to(W), torch.eye(self.data_dim).to(W)
-        noise = torch.eye(self.dim).to(W) * (2 * theta["upper_log_scale"]).exp()
-        v1, v2 = torch.diag((2 * phi["log_scale"]).exp()), torch.diag((2 * phi["upper_log_scale"]).exp())
+        noise = torch.eye(self.dim).to(W) * theta["upper_log_scale"].exp()
+        scale1, scale2 = torch.diag(phi["log_scale"].exp()), torch.diag(phi["upper_log_scale"].exp())
         lower = self.data @ B.T + phi["bias"]
         return JointGaussian(
             torch.cat([W @ theta["prior_loc"] + theta["upper_bias"], theta["prior_loc"]]),
-            _blocks(W @ W.T + noise, W, W.T, one),
+            _blocks(noise, W, torch.zeros_like(W.T), one),
             torch.cat([A, A.new_zeros(self.data_dim, self.upper_dim)], 1),
             theta["bias"],
-            n * (2 * theta["log_noise_scale"]).exp(),
+            n * theta["log_noise_scale"].exp(),
             self.data,
             torch.cat([lower, lower @ C.T + phi["upper_bias"]], 1),
-            _blocks(v1, v1 @ C.T, C @ v1, C @ v1 @ C.T + v2),
+            _blocks(scale1, torch.zeros_like(C.T), C @ scale1, scale2),
         )
 
     def guide(self, phi: Block) -> Hierarchical:

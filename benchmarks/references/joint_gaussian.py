@@ -1,13 +1,15 @@
 """Exact values where latents and data are jointly normal and the guide is any normal density, by the algebra of such laws.
 
-    z ~ N(m, S),  x|z ~ N(A z + b, R),  q(z|x) = N(a_x, Q)
+    z ~ N(m, F F'),  x|z ~ N(A z + b, N N'),  q(z|x) = N(a_x, G G')
 
-Gradients are those of the *values* by autograd, in float64, so no estimator's algebra enters. Averages over the data
-points; ascent sign.
+Laws are given by factors of their covariances and solved for by orthogonal factors, never by forming a covariance: of noise a
+hundred thousand times smaller than the latents that would leave no digit. Gradients are those of the *values* by autograd, in
+float64, so no estimator's algebra enters. Averages over the data points; ascent sign.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,65 +27,83 @@ class JointGaussian:
     """A joint normal law with its data, and a normal guide.
 
     Arguments:
-        mean, covariance: of the prior, all layers' latents in one vector, ``(D,)`` and ``(D, D)``.
-        weight, bias, noise: A ``(n, D)``, b ``(n,)`` and R ``(n, n)``.
+        mean, factor: m ``(D,)`` and F ``(D, D)`` of the prior, all layers' latents in one vector.
+        weight, bias, noise: A ``(n, D)``, b ``(n,)`` and N ``(n, n)``.
         x: data ``(points, n)``.
-        guide_mean: ``(points, D)``.
-        guide_covariance: Q ``(D, D)``, or one for each point.
+        guide_mean: ``(points, D)``. guide_factor: G ``(D, D)``.
     """
 
     mean: Tensor
-    covariance: Tensor
+    factor: Tensor
     weight: Tensor
     bias: Tensor
     noise: Tensor
     x: Tensor
     guide_mean: Tensor
-    guide_covariance: Tensor
-
-    def posterior(self) -> tuple[Tensor, Tensor]:
-        """Means ``(points, D)`` and the one covariance of p(z|x), by conditioning the law of (z, x)."""
-        across = self.covariance @ self.weight.T
-        gain = torch.linalg.solve(self._marginal_covariance, across.T).T
-        return self.mean + self._residual @ gain.T, self.covariance - gain @ across.T
-
-    @property
-    def _marginal_covariance(self) -> Tensor:
-        return self.weight @ self.covariance @ self.weight.T + self.noise
-
-    @property
-    def _residual(self) -> Tensor:
-        return self.x - self.bias - self.weight @ self.mean
+    guide_factor: Tensor
 
     def value(self, target: str) -> Tensor:
         """Mean over the data of a target of :data:`TARGETS`."""
-        mean, covariance = self.posterior()
+        if target == "elbo":
+            xi = _solve(self.factor, (self.guide_mean - self.mean).mT).mT
+            return self._elbo(self.guide_mean, self.guide_factor, xi, _solve(self.factor, self.guide_factor))
         if target == "forward_kl":
-            return -kl(mean, covariance, self.guide_mean, self.guide_covariance).mean()
-        law = torch.distributions.MultivariateNormal(
-            self._residual.new_zeros(()).expand_as(self._residual), self._marginal_covariance, validate_args=False
-        )
-        log_marginal = law.log_prob(self._residual).mean()
-        if target == "log_marginal":
-            return log_marginal
-        if target != "elbo":
+            return -self._kl_from(*self.posterior())
+        if target != "log_marginal":
             raise KeyError(target)
-        return log_marginal - kl(self.guide_mean, self.guide_covariance, mean, covariance).mean()
+        # The ELBO of the posterior, held: there its slope along q is zero, which leaves log p(x)'s own, and of the posterior's
+        # rounding no trace. What it is in units of the prior is known, and only slopes are solved for.
+        xi, factor = (each.detach() for each in self._posterior_of_xi())
+        m, F = self.mean.detach(), self.factor.detach()
+        moved, turned = self.mean - m + xi @ (self.factor - F).mT, (self.factor - F) @ factor
+        xi_, factor_ = xi - _solve(self.factor, moved.mT).mT, factor - _solve(self.factor, turned)
+        return self._elbo(m + xi @ F.mT, F @ factor, xi_, factor_)
+
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """Means ``(points, D)`` and one factor ``(D, D)`` of p(z|x)."""
+        mean, factor = self._posterior_of_xi()
+        return self.mean + mean @ self.factor.mT, self.factor @ factor
+
+    def _posterior_of_xi(self) -> tuple[Tensor, Tensor]:
+        """The same of xi, where z = m + F xi, by least squares."""
+        rows = self.x - self.bias - self.mean @ self.weight.mT
+        one = torch.eye(len(self.mean)).to(self.mean)
+        q, r = torch.linalg.qr(torch.cat([_solve(self.noise, self.weight @ self.factor), one]))
+        right = torch.cat([_solve(self.noise, rows.mT), one.new_zeros(len(one), len(rows))])
+        mean, inverse = (torch.linalg.solve_triangular(r, each, upper=True) for each in (q.mT @ right, one))
+        return mean.mT, inverse
 
     def tail_ratio(self) -> float:
-        """rho, the smallest eigenvalue of Q^(1/2) P Q^(1/2), with P the posterior precision."""
-        factor = torch.linalg.cholesky(self.guide_covariance)
-        return float(torch.linalg.eigvalsh(factor.mT @ torch.linalg.inv(self.posterior()[1]) @ factor).min())
+        """rho, the smallest eigenvalue of G'P G, with P the posterior precision."""
+        return float(torch.linalg.svdvals(_solve(self.posterior()[1], self.guide_factor)).min().square())
+
+    def _elbo(self, mean: Tensor, factor: Tensor, xi: Tensor, factor_of_xi: Tensor) -> Tensor:
+        """E_q log p(x|z) + E_q log p(z) + the entropy of q, in sums of squares; q by its mean and factor, of z and of xi."""
+        rows = self.x - self.bias - mean @ self.weight.mT
+        squares = _squares(self.noise, rows.mT) + xi.square().sum(1)
+        spread = _squares(self.noise, self.weight @ factor).sum() + factor_of_xi.square().sum()
+        log_dets = _log_det(factor) - _log_det(self.factor) - _log_det(self.noise)
+        constant = 0.5 * len(self.mean) - 0.5 * len(self.bias) * math.log(2 * math.pi)
+        return constant + log_dets - 0.5 * (squares.mean() + spread)
+
+    def _kl_from(self, mean: Tensor, factor: Tensor) -> Tensor:
+        """KL(N(mean, factor factor') || q)."""
+        squares = _squares(self.guide_factor, (self.guide_mean - mean).mT).mean()
+        spread = _squares(self.guide_factor, factor).sum()
+        return 0.5 * (squares + spread - len(factor)) + _log_det(self.guide_factor) - _log_det(factor)
 
 
-def kl(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
-    """KL(N(mean, covariance) || N(other_mean, other_covariance)), ``(points,)``."""
-    shift = (other_mean - mean)[..., None]
-    solved = torch.linalg.solve(other_covariance, torch.cat([covariance.expand(*shift.shape[:-1], -1), shift], -1))
-    trace = solved[..., :-1].diagonal(dim1=-2, dim2=-1).sum(-1)
-    square = (shift * solved[..., -1:]).sum((-2, -1))
-    log_dets = torch.logdet(other_covariance) - torch.logdet(covariance)
-    return 0.5 * (trace + square - mean.shape[-1] + log_dets)
+def _solve(factor: Tensor, columns: Tensor) -> Tensor:
+    return torch.linalg.solve(factor, columns)
+
+
+def _squares(factor: Tensor, columns: Tensor) -> Tensor:
+    """The squared length of each column in units of a factor."""
+    return _solve(factor, columns).square().sum(0)
+
+
+def _log_det(factor: Tensor) -> Tensor:
+    return torch.linalg.slogdet(factor)[1]
 
 
 def differentiated(

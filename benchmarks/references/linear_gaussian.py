@@ -78,26 +78,59 @@ class LinearGaussian:
     def _precision(self) -> Array:
         return np.eye(self.weight.shape[1]) + self.weight.T @ self.weight / self._noise_variance
 
-    @cached_property
-    def _posterior_mean(self) -> Array:
-        """m = P^-1 (prior_loc + A'(x-b)/s^2), shape (N, d)."""
-        rhs = self.prior_loc + (self._data[0] - self.bias) @ self.weight / self._noise_variance
-        return np.linalg.solve(self._precision, rhs.T).T
+    # All that the posterior and log p(x) need, in the singular basis of A, A = U diag(a) W': with noise a hundred thousand times
+    # smaller than the data, solving with P or with A A' + s^2 I would lose half of the digits.
 
     @cached_property
-    def _marginal(self) -> tuple[Array, Array]:
-        """C = A A' + s^2 I (n, n) and C^-1 (x - b - A prior_loc) (N, n)."""
-        covariance = self.weight @ self.weight.T + self._noise_variance * np.eye(len(self.bias))
-        residual = self._data[0] - self.bias - self.weight @ self.prior_loc
-        return covariance, np.linalg.solve(covariance, residual.T).T
+    def _basis(self) -> tuple[Array, Array, Array, Array]:
+        """U (n, n), the variances s^2 + a^2 of x - b - A prior_loc along it (n,), a and W (d,), (d, d)."""
+        left, singular, right = np.linalg.svd(self.weight)
+        n, d = self.weight.shape
+        spectrum = [np.append(singular, np.zeros(size - len(singular))) for size in (n, d)]
+        return left, self._noise_variance + spectrum[0] ** 2, spectrum[1], right.T
+
+    @cached_property
+    def _along(self) -> Array:
+        """x - b - A prior_loc along U, shape (N, n)."""
+        return (self._data[0] - self.bias - self.weight @ self.prior_loc) @ self._basis[0]
+
+    @cached_property
+    def _solved(self) -> Array:
+        """(A A' + s^2 I)^-1 (x - b - A prior_loc), shape (N, n)."""
+        left, variances, _, _ = self._basis
+        return self._along / variances @ left.T
+
+    @cached_property
+    def _posterior_mean(self) -> Array:
+        """m = prior_loc + A'(A A' + s^2 I)^-1 (x - b - A prior_loc), shape (N, d)."""
+        _, variances, singular, right = self._basis
+        k = min(self.weight.shape)
+        return self.prior_loc + self._along[:, :k] / variances[:k] * singular[:k] @ right[:, :k].T
+
+    @cached_property
+    def _covariance(self) -> Array:
+        """P^-1, shape (d, d)."""
+        _, _, singular, right = self._basis
+        return right * (self._noise_variance / (self._noise_variance + singular**2)) @ right.T
+
+    @cached_property
+    def _log_det(self) -> float:
+        """log det P."""
+        return float(np.log1p(self._basis[2] ** 2 / self._noise_variance).sum())
+
+    @cached_property
+    def _pull(self) -> Array:
+        """d log p(x, z)/dz = -P (z - m) at loc, from the residuals there, shape (N, d)."""
+        x, loc, _ = self._data
+        e = x - loc @ self.weight.T - self.bias
+        return e @ self.weight / self._noise_variance - (loc - self.prior_loc)
 
     @cached_property
     def _log_marginals(self) -> Array:
         """log p(x), shape (N,)."""
-        covariance, solved = self._marginal
-        residual = solved @ covariance
-        log_det = np.linalg.slogdet(covariance)[1]
-        return -0.5 * (len(self.bias) * np.log(2.0 * np.pi) + log_det + np.sum(residual * solved, axis=1))
+        variances = self._basis[1]
+        squares = np.sum(self._along**2 / variances, axis=1)
+        return -0.5 * (len(self.bias) * np.log(2.0 * np.pi) + np.log(variances).sum() + squares)
 
     def posterior(self) -> tuple[Array, Array]:
         """Mean, shape as loc, and precision P (d, d), the same for all data points."""
@@ -118,9 +151,8 @@ class LinearGaussian:
     def forward_kl(self) -> float:
         """Mean over the data of -KL(p(z|x) || q), never positive."""
         _, loc, v = self._data
-        spread = np.diag(np.linalg.inv(self._precision)) + (loc - self._posterior_mean) ** 2
-        log_det = np.linalg.slogdet(self._precision)[1]
-        return float(np.mean(-0.5 * (np.sum(np.log(v) + spread / v - 1.0, axis=1) + log_det)))
+        spread = np.diag(self._covariance) + (loc - self._posterior_mean) ** 2
+        return float(np.mean(-0.5 * (np.sum(np.log(v) + spread / v - 1.0, axis=1) + self._log_det)))
 
     def tail_ratio(self) -> float:
         """rho, smallest eigenvalue of V^1/2 P V^1/2 over the data: E_q r^a is finite iff rho > (a-1)/a."""
@@ -148,20 +180,22 @@ class LinearGaussian:
             "bias": e.mean(axis=0) / s2,
             "log_noise_scale": float(np.mean(squares) / s2 - len(self.bias)),
             "prior_loc": (loc - self.prior_loc).mean(axis=0),
-            "loc": ((self._posterior_mean - loc) @ self._precision / count).reshape(self.loc.shape),
+            "loc": (self._pull / count).reshape(self.loc.shape),
             "log_scale": ((1.0 - v * np.diag(self._precision)) / count).reshape(self.loc.shape),
         }
 
     def _log_marginal_gradient(self) -> dict[str, float | Array]:
-        covariance, solved = self._marginal
-        inverse = np.linalg.inv(covariance)
-        outer = solved.T @ solved / len(solved) - inverse  # mean of aa' - C^-1, a = C^-1 (x - b - A prior_loc)
+        solved, s2 = self._solved, self._noise_variance
+        left, variances, singular, right = self._basis
+        k = min(self.weight.shape)
         return {
             "value": self.log_marginal(),
-            "weight": outer @ self.weight + np.outer(solved.mean(axis=0), self.prior_loc),
+            # E[(x - A z - b) z'] / s^2 under the posterior; the latter part is A P^-1 / s^2
+            "weight": solved.T @ self._posterior_mean / len(solved)
+            - left[:, :k] * (singular[:k] / variances[:k]) @ right[:, :k].T,
             "bias": solved.mean(axis=0),
-            "log_noise_scale": float(self._noise_variance * np.trace(outer)),
-            "prior_loc": self.weight.T @ solved.mean(axis=0),
+            "log_noise_scale": float(np.mean(np.sum(s2 * solved**2, axis=1)) - np.sum(s2 / variances)),
+            "prior_loc": (self._posterior_mean - self.prior_loc).mean(axis=0),
             "loc": np.zeros_like(self.loc),
             "log_scale": np.zeros_like(self.loc),
         }
@@ -169,7 +203,7 @@ class LinearGaussian:
     def _forward_kl_gradient(self) -> dict[str, float | Array]:
         _, loc, v = self._data
         delta = loc - self._posterior_mean
-        spread = np.diag(np.linalg.inv(self._precision)) + delta**2
+        spread = np.diag(self._covariance) + delta**2
         count, shape = len(loc), self.loc.shape
         return {
             "value": self.forward_kl(),
@@ -212,7 +246,7 @@ class LinearGaussian:
         """
         x, loc, v = self._data
         curvature = np.broadcast_to(self._precision, (len(loc), *self._precision.shape)).copy()
-        c = (self._posterior_mean - loc) @ self._precision
+        c = self._pull
         diagonal = np.arange(loc.shape[1])
         if estimator in ("sticking_the_landing", "bonnet_price"):
             curvature[:, diagonal, diagonal] -= 1.0 / v
@@ -229,16 +263,15 @@ class LinearGaussian:
         """Variances (N, d) of one score-function estimate (None) or of leave-one-out with K samples."""
         _, loc, v = self._data
         scale, delta = np.sqrt(v), loc - self._posterior_mean
-        c = -scale * (delta @ self._precision)
+        c = scale * self._pull
         m = 0.5 * (np.eye(loc.shape[1]) - scale[:, :, None] * self._precision * scale[:, None, :])
         diagonal = np.einsum("nii->ni", m)
         row = np.sum(m**2, axis=2)
         spread = (np.sum(c**2, axis=1) + 2.0 * np.sum(row, axis=1))[:, None]  # Var log w
         centre = np.zeros_like(spread)  # E log w, which leave-one-out removes
         if num_samples is None:
-            log_det = np.linalg.slogdet(self._precision)[1]
-            quadratic = np.einsum("ni,ij,nj->n", delta, self._precision, delta)
-            constant = self._log_marginals + 0.5 * (log_det + np.sum(np.log(v), axis=1) - quadratic)
+            quadratic = -np.sum(delta * self._pull, axis=1)
+            constant = self._log_marginals + 0.5 * (self._log_det + np.sum(np.log(v), axis=1) - quadratic)
             centre = (constant + np.sum(diagonal, axis=1))[:, None]
         square = centre**2 + spread  # E l^2; next E l^2 (eps_d^2 - 1) and E l^2 He_4(eps_d), by Stein's identity
         second = 2.0 * (c**2 + 4.0 * row) + 4.0 * diagonal * centre

@@ -169,10 +169,10 @@ class QuadraticForm:
 def form_of(problem: LinearGaussian, point: int) -> tuple[QuadraticForm, Array]:
     """log r of one data point in the eigenbasis of its curvature, and that basis U (D, D): eps = U eta."""
     precision, scale = problem._precision, np.sqrt(problem._data[2][point])
-    delta = problem._data[1][point] - problem._posterior_mean[point]
+    delta, pull = problem._data[1][point] - problem._posterior_mean[point], problem._pull[point]
     curvature, basis = np.linalg.eigh((np.eye(len(scale)) - scale[:, None] * precision * scale) / 2.0)
-    linear = basis.T @ (-scale * (precision @ delta))
-    constant = 0.5 * (np.linalg.slogdet(precision)[1] - delta @ precision @ delta) + float(np.log(scale).sum())
+    linear = basis.T @ (scale * pull)
+    constant = 0.5 * (problem._log_det + delta @ pull) + float(np.log(scale).sum())
     return QuadraticForm(float(constant), tuple(linear.tolist()), tuple(curvature.tolist())), basis
 
 
@@ -189,14 +189,14 @@ def iwae_gradient(problem: LinearGaussian, num_samples: int) -> dict[str, float 
     Keys: value, error (of the value, the grids' difference), weight, bias, log_noise_scale, prior_loc, loc, log_scale.
     """
     x, locs, variances = problem._data
-    precision, means, log_marginals = problem._precision, problem._posterior_mean, problem._log_marginals
+    precision, pulls, log_marginals = problem._precision, problem._pull, problem._log_marginals
     count, n = len(x), len(problem.bias)
     noise = float(np.exp(2.0 * problem.log_noise_scale))
     value = error = log_noise_scale = 0.0
     weight, bias = np.zeros_like(problem.weight), np.zeros(n)
     prior_loc, loc, log_scale = np.zeros(locs.shape[1]), np.zeros_like(locs), np.zeros_like(locs)
     for point in range(count):
-        scale, delta = np.sqrt(variances[point]), locs[point] - means[point]
+        scale, pull = np.sqrt(variances[point]), pulls[point]
         curved = scale[:, None] * precision * scale
         form, basis = form_of(problem, point)
         sums = _tables(form, num_samples)
@@ -205,9 +205,9 @@ def iwae_gradient(problem: LinearGaussian, num_samples: int) -> dict[str, float 
         error += log_mean.error / count
         first, second = _weighted_moments(sums, num_samples, basis)
         # Weighted means of z and z z' (z = loc + S eps), under normalised weights.
-        slope = -precision @ (delta + scale * first)  # of d log p(x, z)/dz = -P (z - m)
+        slope = pull - precision @ (scale * first)  # of d log p(x, z)/dz = -P (z - m)
         loc[point] = slope / count
-        log_scale[point] = (1.0 - scale * (precision @ delta) * first - np.diag(curved @ second)) / count
+        log_scale[point] = (1.0 + scale * pull * first - np.diag(curved @ second)) / count
         z = locs[point] + scale * first
         zz = scale[:, None] * second * scale + np.outer(locs[point], z) + np.outer(z - locs[point], locs[point])
         rest = x[point] - problem.bias

@@ -92,7 +92,7 @@ def derivatives(problem: LinearGaussian, point: int, kind: str) -> dict[str, Pol
                 (slopes.T @ slopes)[None] / noise,
             ),
         }
-    pull = -problem._precision @ (loc - problem._posterior_mean[point])
+    pull = problem._pull[point]
     # The derivative along z is constant + slopes eps; along log_scale_d it is scale_d eps_d times that, and a shift.
     constant, slopes, shift = {
         "total": (pull, -problem._precision * scale, 1.0),
