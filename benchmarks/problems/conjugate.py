@@ -12,19 +12,25 @@ import torch
 from torch import Tensor
 from torch.func import grad
 from torch.nn.functional import logsigmoid
-from torch.special import digamma
 
 from estimators import Beta, Block, Gamma, Guide, MixtureOfGaussians, Parameters, Target
 
 from ..references.on_a_line import Grid, Mesh, between, graded, settled, summed
+from ..references.stirling import beta_kl, gamma_kl, mean_log, poisson
 from .gaussian import UnitGaussian
 from .problem import Problem, Reference
 
 SMALL = ("iwae", "renyi", "ciwae", "jackknife", "f_divergence")
 """Targets known by sums over a grid of z: where K is at most 2."""
+Pair = tuple[Tensor, Tensor]
+"""Two parameters of a law of one number, each ``(points,)``."""
 OFFERS = frozenset({"reparameterizable", "twice_differentiable", "data"})
 MOST_NODES = 2**20
 """Of the posterior on a line."""
+ROUNDED = 1e-9
+"""Nats that rounding of log densities may move sums over a grid by."""
+LARGEST = 1e15
+"""Of a conjugate prior's parameters and its mean: beyond, rounding of these alone moves values by 1e-8."""
 REACH = 26.0
 """Standard deviations of a Gaussian: even what grows nearly as fast as it falls has ended there."""
 
@@ -87,6 +93,13 @@ class Conjugate(ScalarLatent):
             self.require(getattr(self, field) >= 1, f"{field} must be at least 1, not {getattr(self, field)}")
         self.require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
 
+    def require_positive(self, *fields: str) -> None:
+        """Refuse parameters of the prior that are not positive, or larger than exact values can be had for."""
+        for field in fields:
+            value = getattr(self, field)
+            self.require(value > 0, f"{field} must be positive, not {value}")
+            self.require(value <= LARGEST, f"{field} must be at most {LARGEST:g}, not {value}")
+
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """x ``(points, observations)``."""
         raise NotImplementedError
@@ -94,6 +107,12 @@ class Conjugate(ScalarLatent):
     def natural(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The posterior's two parameters, each ``(points,)``."""
         raise NotImplementedError
+
+    def summed(self, target: Target) -> tuple[float, Parameters] | None:
+        """As of all scalar latents, where log Gamma of what the laws are made of is known to enough digits."""
+        shapes = [leaf for leaves in self.parameters.values() for name, leaf in leaves.items() if "rate" not in name]
+        largest = max(float(torch.lgamma(leaf.exp()).max()) for leaf in shapes)
+        return None if largest * torch.finfo(torch.float64).eps > ROUNDED else super().summed(target)
 
     @cached_property
     def _setting(self) -> dict[str, np.ndarray]:
@@ -126,14 +145,15 @@ class GammaPoisson(Conjugate):
     rate: float = 0.8
 
     name = "gamma-poisson"
-    version = "2"
+    version = "3"
     summary = "a gamma latent with Poisson counts and implicit reparameterisation: closed forms, bounds up to K = 2"
     citations = ("figurnov2018",)
 
     def validate(self) -> None:
         super().validate()
-        for field in ("concentration", "rate"):
-            self.require(getattr(self, field) > 0, f"{field} must be positive, not {getattr(self, field)}")
+        self.require_positive("concentration", "rate")
+        mean = self.concentration / self.rate
+        self.require(mean <= LARGEST, f"concentration / rate must be at most {LARGEST:g}, not {mean}")
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         z = rng.gamma(self.concentration, 1 / self.rate, (self.points, 1))
@@ -181,31 +201,33 @@ class GammaPoisson(Conjugate):
 
     def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
         x, n = self.data, self.observations
-        counts, constant = x.sum(1), torch.lgamma(x + 1).sum(1)
 
-        def unpacked(p: Parameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            phi = p["phi"]
-            a, b = (p["theta"][f"log_prior_{name}"].exp() for name in ("concentration", "rate"))
-            return a, b, phi["log_concentration"].exp()[:, 0], phi["log_rate"].exp()[:, 0]
+        def unpacked(p: Parameters) -> tuple[Pair, Pair]:
+            theta, phi = p["theta"], p["phi"]
+            like = phi["log_rate"][:, 0]
+            prior = [theta[f"log_prior_{name}"].exp().expand_as(like) for name in ("concentration", "rate")]
+            return (prior[0], prior[1]), (phi["log_concentration"][:, 0].exp(), like.exp())
 
-        def elbo(p: Parameters) -> Tensor:
-            a, b, c, r = unpacked(p)
-            mean, mean_log = c / r, digamma(c) - r.log()
-            log_p = a * b.log() - torch.lgamma(a) + (a - 1 + counts) * mean_log - (b + n) * mean - constant
-            return (log_p + c - r.log() + torch.lgamma(c) + (1 - c) * digamma(c)).mean()
+        def posterior(prior: Pair) -> Pair:
+            return prior[0] + x.sum(1), prior[1] + n
+
+        def elbo(prior: Pair, guide: Pair) -> Tensor:
+            c, r = guide
+            log_likelihood = poisson(x, (c / r)[:, None]).sum(1) + x.sum(1) * mean_log(c)
+            return (log_likelihood - gamma_kl(c, r, *prior)).mean()
 
         def log_marginal(p: Parameters) -> Tensor:
-            a, b, _, _ = unpacked(p)
-            posterior = torch.lgamma(a + counts) - (a + counts) * (b + n).log()
-            return (a * b.log() - torch.lgamma(a) + posterior - constant).mean()
+            # The ELBO of the posterior, held: along q its slope is zero there.
+            prior = unpacked(p)[0]
+            c, r = posterior(prior)
+            return elbo(prior, (c.detach(), r.detach()))
 
         def forward_kl(p: Parameters) -> Tensor:
-            a, b, c, r = unpacked(p)
-            a, b = (a + counts).detach(), (b + n).detach()
-            kl = (a - c) * digamma(a) - torch.lgamma(a) + torch.lgamma(c) + c * (b.log() - r.log()) + a * (r - b) / b
-            return -kl.mean()
+            prior, guide = unpacked(p)
+            c, r = posterior(prior)
+            return -gamma_kl(c.detach(), r.detach(), *guide).mean()
 
-        return {"elbo": elbo, "log_marginal": log_marginal, "forward_kl": forward_kl}
+        return {"elbo": lambda p: elbo(*unpacked(p)), "log_marginal": log_marginal, "forward_kl": forward_kl}
 
 
 @dataclass(frozen=True)
@@ -232,14 +254,13 @@ class BetaBernoulli(Conjugate):
     beta: float = 2.0
 
     name = "beta-bernoulli"
-    version = "2"
+    version = "3"
     summary = "a beta latent with binary data and implicit reparameterisation: closed forms, bounds up to K = 2"
     citations = ("figurnov2018",)
 
     def validate(self) -> None:
         super().validate()
-        for field in ("alpha", "beta"):
-            self.require(getattr(self, field) > 0, f"{field} must be positive, not {getattr(self, field)}")
+        self.require_positive("alpha", "beta")
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         z = rng.beta(self.alpha, self.beta, (self.points, 1))
@@ -288,35 +309,34 @@ class BetaBernoulli(Conjugate):
         return grid
 
     def closed_forms(self) -> dict[str, Callable[[Parameters], Tensor]]:
-        x = self.data
-        ones, zeros = x.sum(1), (1 - x).sum(1)
+        ones, zeros = self.data.sum(1), (1 - self.data).sum(1)
 
-        def log_beta(a: Tensor, b: Tensor) -> Tensor:
-            return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
+        def unpacked(p: Parameters) -> tuple[Pair, Pair]:
+            theta, phi = p["theta"], p["phi"]
+            like = phi["log_beta"][:, 0]
+            prior = [theta[f"log_prior_{name}"].exp().expand_as(like) for name in ("alpha", "beta")]
+            return (prior[0], prior[1]), (phi["log_alpha"][:, 0].exp(), like.exp())
 
-        def unpacked(p: Parameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            prior = (p["theta"][f"log_prior_{name}"].exp() for name in ("alpha", "beta"))
-            return (*prior, p["phi"]["log_alpha"].exp()[:, 0], p["phi"]["log_beta"].exp()[:, 0])  # type: ignore[return-value]
+        def elbo(prior: Pair, guide: Pair) -> Tensor:
+            c, d = guide
+            log_z, log_rest = mean_log(c) - (d / c).log1p(), mean_log(d) - (c / d).log1p()
+            log_likelihood = ones * log_z + zeros * log_rest - (ones + zeros) * mean_log(c + d)
+            return (log_likelihood - beta_kl(c, d, *prior)).mean()
 
-        def mean_log(first: Tensor, second: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            """E[first log z + second log(1 - z)] under Beta(a, b)."""
-            return first * digamma(a) + second * digamma(b) - (first + second) * digamma(a + b)
-
-        def elbo(p: Parameters) -> Tensor:
-            a, b, c, d = unpacked(p)
-            log_p = mean_log(a - 1 + ones, b - 1 + zeros, c, d) - log_beta(a, b)
-            return (log_p - mean_log(c - 1, d - 1, c, d) + log_beta(c, d)).mean()
+        def rising(a: Tensor, count: Tensor) -> Tensor:
+            """log of a (a + 1) ... (a + count - 1)."""
+            steps = torch.arange(self.observations).to(a)
+            return torch.where(steps < count[:, None], (a[:, None] + steps).log(), 0.0).sum(1)
 
         def log_marginal(p: Parameters) -> Tensor:
-            a, b, _, _ = unpacked(p)
-            return (log_beta(a + ones, b + zeros) - log_beta(a, b)).mean()
+            a, b = unpacked(p)[0]
+            return (rising(a, ones) + rising(b, zeros) - rising(a + b, ones + zeros)).mean()
 
         def forward_kl(p: Parameters) -> Tensor:
-            a, b, c, d = unpacked(p)
-            a, b = (a + ones).detach(), (b + zeros).detach()
-            return (mean_log(c - a, d - b, a, b) - log_beta(c, d) + log_beta(a, b)).mean()
+            (a, b), guide = unpacked(p)
+            return -beta_kl((a + ones).detach(), (b + zeros).detach(), *guide).mean()
 
-        return {"elbo": elbo, "log_marginal": log_marginal, "forward_kl": forward_kl}
+        return {"elbo": lambda p: elbo(*unpacked(p)), "log_marginal": log_marginal, "forward_kl": forward_kl}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -302,6 +303,8 @@ def test_single_precision_and_seeds(problem):
     [
         (GammaPoisson, {"concentration": 0.0}),
         (GammaPoisson, {"rate": -1.0}),
+        (GammaPoisson, {"concentration": 1e16}),
+        (BetaBernoulli, {"beta": math.inf}),
         (GammaPoisson, {"points": 0}),
         (BetaBernoulli, {"alpha": 0.0}),
         (BetaBernoulli, {"observations": 0}),
@@ -330,3 +333,39 @@ def test_a_mean_that_does_not_exist_is_not_known(seed):
         log_ratio += math.lgamma(shape) - shape * math.log(rate) - problem.exact(Target("log_marginal")).value
         assert found.value == pytest.approx(1 - math.exp(log_ratio), rel=1e-7)
     assert (found is None) == (seed not in (1, 7))
+
+
+LARGE = [
+    GammaPoisson(concentration=1e10, perturbation=1e-6, seed=1),
+    GammaPoisson(concentration=1e12, rate=1e10, perturbation=1e-6),
+    BetaBernoulli(alpha=1e10, beta=1e10, perturbation=1e-6),
+    BetaBernoulli(alpha=2e12, beta=1e10, perturbation=1e-6),
+]
+
+
+@pytest.mark.parametrize("problem", LARGE, ids=lambda p: p.spec)
+def test_priors_of_many_observations_worth(problem):
+    """log p(x) and the ELBO from log Gamma in fifty digits; sums over densities, which are all rounding, are not claimed."""
+    with mpmath.workdps(50):
+        theta, phi = ([mpmath.exp(float(leaf)) for leaf in problem.parameters[block].values()] for block in BLOCKS)
+        x, n = mpmath.mpf(float(problem.data.sum())), problem.observations
+        if isinstance(problem, GammaPoisson):
+            (a, b), (c, r) = theta, phi
+            counts = sum(mpmath.loggamma(mpmath.mpf(float(each)) + 1) for each in problem.data[0])
+            prior = a * mpmath.log(b) - mpmath.loggamma(a) - counts
+            log_marginal = prior + mpmath.loggamma(a + x) - (a + x) * mpmath.log(b + n)
+            mean_log = mpmath.digamma(c) - mpmath.log(r)
+            entropy = c - mpmath.log(r) + mpmath.loggamma(c) + (1 - c) * mpmath.digamma(c)
+            elbo = prior + (a - 1 + x) * mean_log - (b + n) * c / r + entropy
+        else:
+            (a, b), (c, d) = theta, phi
+
+            def log_beta(a, b):
+                return mpmath.loggamma(a) + mpmath.loggamma(b) - mpmath.loggamma(a + b)
+
+            log_marginal = log_beta(a + x, b + n - x) - log_beta(a, b)
+            logs = (a + x - c) * mpmath.digamma(c) + (b + n - x - d) * mpmath.digamma(d)
+            elbo = log_beta(c, d) - log_beta(a, b) + logs - (a + b + n - c - d) * mpmath.digamma(c + d)
+        assert problem.exact(Target("log_marginal")).value == pytest.approx(float(log_marginal), abs=1e-9)
+        assert problem.exact(Target("elbo")).value == pytest.approx(float(elbo), abs=1e-9)
+    assert problem.exact(Target("iwae", 2)) is None
