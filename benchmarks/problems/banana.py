@@ -13,7 +13,7 @@ from torch.func import grad
 
 from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log_prob
 
-from ..references.on_a_line import settled
+from ..references.on_a_line import finer, settled
 from .gaussian import ALL
 from .gaussian_dd import SMALL
 from .known_bounds import in_blocks, small_bound
@@ -113,7 +113,7 @@ class Banana(Problem):
         if target.name == "elbo":
             return in_blocks(self, target, differentiated(_elbo), "closed form")
         over_z1 = {"log_marginal": _log_marginal, "forward_kl": _forward_kl}[target.name]
-        found = settled(lambda nodes: differentiated(partial(over_z1, nodes)), MOST_NODES)
+        found = settled(lambda nodes: differentiated(partial(over_z1, nodes)), finer(MOST_NODES))
         return found and in_blocks(self, target, found, "trapezoid rule over z1, all else in closed form")
 
 

@@ -42,6 +42,7 @@ class SigmoidBeliefNet(Discrete):
     perturbation: float = 0.7
 
     name = "sigmoid-belief-net"
+    version = "2"
     summary = "Bernoulli latents under a one-layer sigmoid belief network: everything by enumeration"
     citations = ("neal1992", "mnih2014")
     offers = DISCRETE
@@ -64,7 +65,7 @@ class SigmoidBeliefNet(Discrete):
         bias = rng.standard_normal(self.data_dim)
 
         def sigmoid(x: np.ndarray) -> np.ndarray:
-            return 1 / (1 + np.exp(-x))
+            return np.exp(-np.logaddexp(0, -x))
 
         z = (rng.random((self.points, self.dim)) < sigmoid(prior)).astype(float)
         x = (rng.random((self.points, self.data_dim)) < sigmoid(z @ weight.T + bias)).astype(float)

@@ -46,6 +46,7 @@ class CategoricalMixture(Discrete):
     perturbation: float = 0.7
 
     name = "categorical"
+    version = "2"
     summary = "categorical latents under a factorial mixture of Gaussians: everything by enumeration"
     citations = ("ghahramani1995",)
     offers = frozenset({"categorical", "enumerable", "factorised", "relaxable", "data"})

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from estimators import Beta, Block, Gamma, Guide, MixtureOfGaussians, Parameters, Target
 
-from ..references.on_a_line import Grid, Mesh, between, graded, settled, summed
+from ..references.on_a_line import Grid, Mesh, between, finer, graded, settled, summed
 from ..references.stirling import beta_kl, gamma_kl, mean_log, poisson
 from .gaussian import UnitGaussian
 from .problem import Problem, Reference
@@ -417,4 +417,4 @@ class GaussianMixtureGuide(ScalarLatent, UnitGaussian):
 
             return float(value(self.parameters)), grad(value)(self.parameters)
 
-        return settled(on, MOST_NODES)
+        return settled(on, finer(MOST_NODES))

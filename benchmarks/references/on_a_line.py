@@ -9,7 +9,7 @@ must be depends on how steep the log-weights are, so it is halved until that cha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,21 +57,31 @@ def summed(model: LatentModel, parameters: Parameters, target: Target, mesh: Mes
     samples, function = defined
     points, size = mesh(2)[1][0].numel(), model.data.numel()
     most = MOST_NUMBERS // size if samples == 1 else math.isqrt(2 * MOST_TERMS // points)
-    return settled(lambda nodes: _on(model, parameters, samples, function, mesh(nodes)), most)
+    return settled(lambda nodes: _on(model, parameters, samples, function, mesh(nodes)), finer(most))
 
 
-def settled(on: Callable[[int], Found | None], most: int) -> Found | None:
-    """What a rule of so many nodes finds, once twice as many have changed nothing.
+def settled(on: Callable[[int], Found | None], counts: Iterable[int]) -> Found | None:
+    """What a rule of so many nodes finds, at the first of ``counts`` that changes nothing of what the one before it has found.
 
-    ``None`` if not even ``most`` nodes settle it; a rule that finds nothing may do so with more.
+    ``None`` if not even the last does; a rule that finds nothing may do so with more nodes.
     """
-    before, nodes = None, NODES
-    while nodes <= most:
+    before = None
+    for nodes in counts:
         found = on(nodes)
-        if found is not None and before is not None and _agree(found, before):
+        if found is not None and before is not None and agree(found, before):
             return found
-        before, nodes = found, 2 * nodes
+        before = found
     return None
+
+
+def finer(most: int, first: int = NODES, ratio: float = 2.0) -> list[int]:
+    """Numbers of nodes, each so many times the one before.
+
+    Example:
+        >>> finer(1024), finer(100, first=40, ratio=1.25)
+        ([256, 512, 1024], [40, 50, 62, 78, 98])
+    """
+    return [round(first * ratio**k) for k in range(99) if round(first * ratio**k) <= most]
 
 
 def between(log_density: Callable[[Tensor], Tensor], mode: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +158,8 @@ def _on(
     return float(value), pull(cotangents)[0]
 
 
-def _agree(found: Found, before: Found) -> bool:
+def agree(found: Found, before: Found) -> bool:
+    """Whether a finer rule has changed nothing: see :data:`SETTLED`."""
     fine, coarse = (torch.cat([leaf.reshape(-1) for leaf in tree_leaves(each[1])]) for each in (found, before))
     room = SETTLED + ROUNDING * abs(found[0])
     return bool(abs(found[0] - before[0]) <= room and (fine - coarse).norm() <= 10 * SETTLED * (1 + fine.norm()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from scipy.integrate import dblquad, quad
 from scipy.special import expit
@@ -63,6 +64,48 @@ def test_the_relaxed_objective_tends_to_the_elbo(problem):
     exact = problem.exact(Target("elbo")).value
     gaps = [problem.exact(Target("relaxed_elbo", setting=T)).value - exact for T in (0.2, 0.1)]
     assert abs(gaps[1]) < abs(gaps[0]) and gaps[0] / gaps[1] == pytest.approx(2, abs=0.35)
+
+
+STEEP = [
+    SigmoidBeliefNet(dim=1, data_dim=3, seed=seed, coupling=coupling) for seed, coupling in ((1, 100.0), (2, 1000.0))
+]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("problem", STEEP, ids=str)
+def test_steep_likelihoods(problem, temperature):
+    """Weights of a hundred and more bend log p(x|z) within a hundredth of z: panels of Gauss-Legendre nodes around each bend."""
+    theta = {name: leaf.numpy() for name, leaf in problem.parameters["theta"].items()}
+    x, weight = problem.data[0].numpy(), theta["weight"][:, 0]
+    node, mass = np.polynomial.legendre.leggauss(40)
+
+    def value(logit):
+        bends = [-b / w for b, w in zip(theta["bias"], weight, strict=True) if 0 < -b / w < 1]
+        near = [z + k / abs(w) for z in bends for w in weight for k in range(-40, 41, 4)]
+        ends = [temperature * math.log(z / (1 - z)) - logit for z in near if 0 < z < 1]
+        ends = np.array(sorted([*ends, *np.linspace(-40, 40, 81), -logit]))
+        half = np.diff(ends)[:, None] / 2
+        noise = (ends[:-1, None] + half * (node + 1)).ravel()
+        z = expit((logit + noise) / temperature)
+        a = theta["bias"][:, None] + np.outer(weight, z)
+        f = (
+            (x[:, None] * a - np.logaddexp(0, a)).sum(0)
+            + z * theta["prior_logits"][0]
+            - np.logaddexp(0, theta["prior_logits"][0])
+        )
+        f -= z * logit - np.logaddexp(0, logit)
+        return float((half * mass).ravel() @ (expit(noise) * expit(-noise) * f))
+
+    found = problem.exact(Target("relaxed_elbo", setting=temperature))
+    logit = float(problem.parameters["phi"]["logits"])
+    assert found.value == pytest.approx(value(logit), abs=1e-9)
+    at = [value(logit + k * 1e-3) for k in (-2, -1, 1, 2)]
+    slope = (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / 12e-3
+    assert float(found.gradient["phi"]["logits"]) == pytest.approx(slope, rel=1e-7)
+
+
+def test_what_no_rule_settles_is_not_claimed():
+    assert SigmoidBeliefNet(coupling=30.0).exact(Target("relaxed_elbo", setting=0.3)) is None
 
 
 def test_where_the_relaxed_objective_is_not_known():
