@@ -14,6 +14,7 @@ from benchmarks.check import check, exit_code
 from benchmarks.problems import ExpectedCost
 from benchmarks.problems.costs import VARIANCES
 from benchmarks.references.gaussian_cost import COSTS, GaussianCost
+from benchmarks.references.self_normalized import QuadratureError
 from benchmarks.specs import SpecError
 from estimators import Target
 from estimators.replicates import stacked
@@ -75,6 +76,22 @@ def test_closed_variances_are_the_integrated_ones(case, parameter):
     assert set(known) >= ({"score", "pathwise"} if case[0] != "quadratic" else set(METHODS) - {"total-derivative"})
     for method, value in known.items():
         assert reference.variance(method, parameter) == pytest.approx(value, rel=1e-8, abs=1e-12), method
+
+
+STEEP = [("exp", 1e4, 1.0, 1.0), ("exp", 1.0, 0.0, 100.0), ("cos", 300.0, 1.0, 1.0)]
+
+
+@pytest.mark.parametrize("case", STEEP, ids=str)
+def test_steep_costs(case):
+    """Narrower than a hundredth of q, where a rule as fine as the others need is off by a fifth; or told to be too steep."""
+    reference = GaussianCost(*case)
+    for parameter in ("loc", "scale"):
+        for method in ("score", "pathwise"):
+            closed = reference.closed_variance(method, parameter)
+            assert reference.variance(method, parameter) == pytest.approx(closed, rel=1e-8), (parameter, method)
+    with pytest.raises(QuadratureError, match="has not settled"):
+        reference.variance("measure-valued", "scale")
+    assert ExpectedCost(*case).exact_variance("measure-valued", 1, "phi") is None
 
 
 @pytest.mark.parametrize("parameter", ["loc", "scale"])
