@@ -55,7 +55,7 @@ class Banana(Problem):
     scale2: float = 0.9
 
     name = "banana"
-    version = "2"
+    version = "3"
     summary = "a bent posterior in two dimensions: not Gaussian, every target by one- or two-dimensional quadrature"
     citations = ("haario1999",)
     offers = ALL

@@ -81,6 +81,7 @@ class Gaussian1D(UnitGaussian):
     prior_loc: float = 0.0
 
     name = "gaussian-1d"
+    version = "2"
     summary = "one Gaussian latent, one observation: every target exact for every K"
     offers = ALL
     exact_targets = ("elbo", "iwae", "log_marginal", "forward_kl", *SUMS, *SMALL)

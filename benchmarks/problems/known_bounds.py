@@ -9,26 +9,28 @@ from functools import lru_cache
 import torch
 
 from estimators import Parameters, Target
-from estimators.trees import tree_leaves
 
-from ..references.on_a_line import Found
-from ..references.summation import quadrature, trapezoid
+from ..references.on_a_line import Found, change, finer, refined
+from ..references.summation import numbers_of_noise, quadrature, trapezoid
 from .problem import Problem, Reference
 
 SUMS = ("ciwae", "jackknife")
 """Linear combinations of the ELBO and of L_K."""
 ROUNDING, AMPLIFIED = 1e-13, 3e-6
 """The relative error of each of the bounds that are summed, and the most nats that their coefficients may make of it."""
-NODES = {1: 801, 2: 281, 3: 81, 4: 56}
-"""Of each rule, by how many numbers of noise there are."""
-REACH = (8.5, 7.0)
-"""In standard deviations, of the rule and of the coarser one: what has no mean, or not within reach, tells them apart."""
-SETTLED = 1e-4
-"""The most that :data:`FEWER` of the nodes, on the shorter reach, may differ by, in nats and as a part of the gradient; all of
-them are closer to the truth, since the error falls exponentially in their number."""
-FEWER = 0.85
-FINEST = {1: 2**14, 2: 2**10}
-"""Nodes of the rule whose digits are given, where there is so little noise."""
+COUNTS = {
+    1: finer(2**14, first=2**9),
+    2: finer(2**10, first=2**7),
+    3: finer(101, first=40, ratio=1.25),
+    4: [20, 24, 28, 32, 40, 48, 56, 64, 72],
+}
+"""Of nodes of the rule for each number of noise, by how many of these there are: each in turn until one changes nothing. As many
+as quickly give 1e-9 nats of most bounds."""
+FAR, NEAR = 8.5, 7.0
+"""In standard deviations, of the rule and of a shorter one: what has no mean, or not within reach, tells them apart."""
+KNOWN = 1e-4
+"""The most, in nats and as a part of the gradient, that the shorter reach or the last rule may change: the error that is left is
+far below, since it falls exponentially in the number of nodes."""
 NOTHING = 1e-9
 """Nats: a smaller change goes without saying."""
 
@@ -36,28 +38,32 @@ NOTHING = 1e-9
 @lru_cache(maxsize=64)
 def small_bound(problem: Problem, target: Target) -> Reference | None:
     """The reference of a bound by quadrature over all noise, where that has at most four dimensions and has settled."""
+    if target.name == "renyi" and target.num_samples == 1:
+        return problem.exact(Target("elbo"))
     double = replace(problem, dtype="float64")
-    far, near = REACH
-    for numbers, nodes in NODES.items():
-        rules = trapezoid(nodes, far), trapezoid(round(FEWER * nodes * near / far), near)
-        fine, coarse = (quadrature(double, double.parameters, target, rule, most=numbers) for rule in rules)
-        if fine is not None and coarse is not None:
-            found, other = (torch.cat([leaf.reshape(-1) for leaf in tree_leaves(each[1])]) for each in (fine, coarse))
-            # Not to be turned round: what is not a number has not settled.
-            near_enough = abs(fine[0] - coarse[0]) <= SETTLED and (found - other).norm() <= SETTLED * (1 + found.norm())
-            return _finest(problem, target, numbers, fine) if near_enough else None
-    return None
+    counts = COUNTS.get(numbers_of_noise(double, double.parameters, target) or 0)
+    if counts is None:
+        return None
 
+    most = 0  # of the nodes that there is room for
 
-def _finest(problem: Problem, target: Target, numbers: int, found: Found) -> Reference:
-    """With more nodes, where there are few enough to have more; and how much the last halving of the step has changed."""
-    double, change = replace(problem, dtype="float64"), SETTLED
-    if numbers in FINEST:
-        rules = (trapezoid(nodes, REACH[0]) for nodes in (FINEST[numbers] // 2, FINEST[numbers]))
-        half, whole = (quadrature(double, double.parameters, target, rule, most=numbers) for rule in rules)
-        if half is not None and whole is not None:
-            found, change = whole, abs(whole[0] - half[0])
-    how = "" if change <= NOTHING else f", settled to {change:.0e} nats"
+    def on(nodes: int) -> Found | None:
+        nonlocal most
+        found = by(nodes, FAR)
+        most = most if found is None else nodes
+        return found
+
+    def by(nodes: int, reach: float) -> Found | None:
+        return quadrature(double, double.parameters, target, trapezoid(nodes, reach), most=max(COUNTS))
+
+    settled = refined(on, counts)
+    shorter = by(round(most * NEAR / FAR), NEAR) if settled is not None else None
+    if settled is None or shorter is None:
+        return None
+    found, moved = settled
+    if max(moved, change(found, shorter)) > KNOWN:
+        return None
+    how = "" if moved <= NOTHING else f", settled to {moved:.0e} nats"
     return in_blocks(problem, target, found, f"trapezoid rule over all noise{how}")
 
 

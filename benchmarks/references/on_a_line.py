@@ -63,15 +63,28 @@ def summed(model: LatentModel, parameters: Parameters, target: Target, mesh: Mes
 def settled(on: Callable[[int], Found | None], counts: Iterable[int]) -> Found | None:
     """What a rule of so many nodes finds, at the first of ``counts`` that changes nothing of what the one before it has found.
 
-    ``None`` if not even the last does; a rule that finds nothing may do so with more nodes.
+    ``None`` if not even the last does.
     """
-    before = None
+    found = refined(on, counts)
+    return found[0] if found is not None and found[1] <= SETTLED else None
+
+
+def refined(on: Callable[[int], Found | None], counts: Iterable[int]) -> tuple[Found, float] | None:
+    """The same, or what the last rule finds; and what it has changed (:func:`change`).
+
+    Rules that find nothing, for want of nodes or of memory, are passed over; ``None`` if fewer than two do.
+    """
+    before, moved = None, math.inf
     for nodes in counts:
         found = on(nodes)
-        if found is not None and before is not None and agree(found, before):
-            return found
+        if found is None:
+            continue
+        if before is not None:
+            moved = change(found, before)
         before = found
-    return None
+        if moved <= SETTLED:
+            break
+    return None if before is None or moved == math.inf else (before, moved)
 
 
 def finer(most: int, first: int = NODES, ratio: float = 2.0) -> list[int]:
@@ -158,8 +171,9 @@ def _on(
     return float(value), pull(cotangents)[0]
 
 
-def agree(found: Found, before: Found) -> bool:
-    """Whether a finer rule has changed nothing: see :data:`SETTLED`."""
+def change(found: Found, before: Found) -> float:
+    """In nats, that of the value, rounding apart, or a tenth of that part of the gradient; not a number is as far as can be."""
     fine, coarse = (torch.cat([leaf.reshape(-1) for leaf in tree_leaves(each[1])]) for each in (found, before))
-    room = SETTLED + ROUNDING * abs(found[0])
-    return bool(abs(found[0] - before[0]) <= room and (fine - coarse).norm() <= 10 * SETTLED * (1 + fine.norm()))
+    value = abs(found[0] - before[0]) - ROUNDING * abs(found[0])
+    moved = max(value, float((fine - coarse).norm() / (1 + fine.norm())) / 10)
+    return moved if moved == moved else math.inf

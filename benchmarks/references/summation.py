@@ -5,14 +5,16 @@ The *value* is summed and then differentiated by autograd, so no estimator's alg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, grad_and_value, vjp
 
-from estimators import LatentModel, Parameters, Target
-from estimators.quadrature import Rule, gauss_hermite, product
+from estimators import Guide, LatentModel, Parameters, Target
+from estimators.quadrature import MOST_NODES, Rule, gauss_hermite, product
 from estimators.trees import tree_leaves, tree_map
 
 from .bounds import bound
@@ -21,6 +23,14 @@ MOST_TERMS = 2**20
 """Of a sum, data points counted singly."""
 NEGLIGIBLE = 1e-17
 """Weights of nodes below this, and of tuples of them, are left out."""
+MOST_NUMBERS = 2**22
+"""Of a rule over noise: nodes times numbers of the data. They are in memory at once."""
+MOST_TUPLES = 2**25
+"""Of nodes, before those of little weight and all orders but one are left out."""
+MOST_TERMS_OF_NOISE = 2**26
+"""Of those that are left, times K and data points: seconds."""
+AT_ONCE = 2**20
+"""Of these, so many are in memory at a time."""
 RIEMANN = {"tvo": 0, "tvo_upper": 1}
 """Riemann sums of the thermodynamic integral, and the first end of an interval that they take."""
 Value = Callable[[Parameters], Tensor]
@@ -62,32 +72,49 @@ def enumerated(model: LatentModel, parameters: Parameters, target: Target) -> tu
     return _differentiated(value, parameters)
 
 
+def numbers_of_noise(model: LatentModel, parameters: Parameters, target: Target) -> int | None:
+    """How many normal numbers the K samples of one data point take; ``None`` for other noise and for what is no bound."""
+    defined, guide = bound(target), model.guide(parameters["phi"])
+    if defined is None or guide.noise_law != "normal":
+        return None
+    return defined[0] * sum(_events(guide, _device(parameters))[2])
+
+
+def _events(guide: Guide, device: torch.device) -> tuple[Any, tuple[int, ...], list[int]]:
+    """Noise of one sample, the shape of the batch, and how many numbers of noise a data point takes in each layer."""
+    probe = guide.noise((1,), torch.Generator(device))
+    batch = guide.log_prob(guide.transform(probe)).shape[1:]
+    return probe, tuple(batch), [layer.shape[1 + len(batch) :].numel() for layer in tree_leaves(probe)]
+
+
 def quadrature(
     model: LatentModel, parameters: Parameters, target: Target, rule: Rule | None = None, *, most: int = 3
 ) -> tuple[float, Parameters] | None:
     """Value and gradient of a bound by quadrature over the noise of its K samples.
 
     Log-weights are computed at every node of one sample's noise, all layers' together, and the bound at K-tuples of such
-    nodes. ``None`` where the guide's noise is not normal, or one point's K samples take more than ``most`` numbers of it.
+    nodes. ``None`` where the guide's noise is not normal, where one point's K samples take more than ``most`` numbers of it, and
+    where the sums would take too much memory.
 
     Arguments:
         rule: for one standard normal number; a Gauss-Hermite rule of 60 nodes without one.
     """
-    defined = bound(target)
-    if defined is None:
+    defined, numbers = bound(target), numbers_of_noise(model, parameters, target)
+    if defined is None or numbers is None or numbers > most:
         return None
     samples, function = defined
-    guide = model.guide(parameters["phi"])
     device, dtype = _device(parameters), _dtype(parameters)
-    probe = guide.noise((1,), torch.Generator(device))
-    batch = guide.log_prob(guide.transform(probe)).shape[1:]
+    probe, batch, sizes = _events(model.guide(parameters["phi"]), device)
     events = [layer.shape[1 + len(batch) :] for layer in tree_leaves(probe)]
-    sizes = [event.numel() for event in events]
-    dimensions = samples * sum(sizes)
-    if guide.noise_law != "normal" or dimensions > most:
+    rule = rule or gauss_hermite(60)
+    if len(rule[0]) ** sum(sizes) > MOST_NODES:
         return None
-    grid, weight = (each.to(device) for each in product([rule or gauss_hermite(60)] * sum(sizes)))
-    grid, weight = grid[weight > NEGLIGIBLE], weight[weight > NEGLIGIBLE]
+    grid, weight = (each.to(device) for each in product([rule] * sum(sizes)))
+    # Of the largest weight and not of one, so that how far a rule reaches does not depend on how fine it is.
+    kept = weight > NEGLIGIBLE * weight.max()
+    grid, weight = grid[kept], weight[kept]
+    if len(weight) * model.data.numel() > MOST_NUMBERS or len(weight) ** samples > MOST_TUPLES:
+        return None
     pieces = zip(grid.split(sizes, 1), events, strict=True)
 
     def layer(_: Tensor) -> Tensor:
@@ -96,14 +123,25 @@ def quadrature(
 
     noise = tree_map(layer, probe)
     tuples, together = _tuples(weight, samples)
+    points = math.prod(batch)
+    if tuples.numel() * points > MOST_TERMS_OF_NOISE:
+        return None
 
-    def value(p: Parameters) -> Tensor:
+    def weighed(p: Parameters) -> Tensor:
         guide = model.guide(p["phi"])
         z = guide.transform(noise)
-        log_w = model.log_joint(p["theta"], z) - guide.log_prob(z)
-        return torch.tensordot(together.to(log_w.dtype), function(log_w[tuples]), 1).mean()
+        return model.log_joint(p["theta"], z) - guide.log_prob(z)
 
-    return _differentiated(value, parameters)
+    def part(log_w: Tensor, tuples: Tensor, together: Tensor) -> Tensor:
+        return torch.tensordot(together, function(log_w[tuples]), 1).mean()
+
+    log_w, pull = vjp(weighed, parameters)
+    value, cotangent = 0.0, torch.zeros_like(log_w)
+    size = max(1, AT_ONCE // (samples * points))
+    for some, weights in zip(tuples.split(size, 1), together.to(log_w.dtype).split(size), strict=True):
+        slope, summand = grad_and_value(part)(log_w, some, weights)
+        value, cotangent = value + float(summand), cotangent + slope
+    return value, pull(cotangent)[0]
 
 
 def trapezoid(nodes: int, reach: float = 8.5) -> Rule:

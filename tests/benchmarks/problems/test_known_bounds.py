@@ -10,6 +10,7 @@ import torch
 from scipy.special import logsumexp
 
 from benchmarks.problems import Gaussian1D, GaussianMeanField, LinearGaussian, Rainforth
+from benchmarks.problems.known_bounds import small_bound
 from benchmarks.references.quadratic_form import form_of
 from estimators import Target
 
@@ -63,7 +64,14 @@ def test_what_has_no_mean_is_not_known(scale):
 
 
 @pytest.mark.parametrize(
-    "problem", [Gaussian1D(scale=0.6, loc=0.9), LinearGaussian(dim=2, points=2), GaussianMeanField(dim=2, rho=0.8)]
+    "problem",
+    [
+        Gaussian1D(scale=0.6, loc=0.9),
+        LinearGaussian(dim=2, points=2),
+        GaussianMeanField(dim=2, rho=0.8),
+        LinearGaussian(),
+    ],
+    ids=lambda p: p.spec,
 )
 def test_one_that_has_is_the_closed_form(problem):
     """E (1 - q/p) from E r^-1 of a quadratic form, r = w / p(x)."""
@@ -71,7 +79,31 @@ def test_one_that_has_is_the_closed_form(problem):
     expected = np.mean(
         [1 - math.exp(form_of(form, i)[0].log_moment(-1) - each) for i, each in enumerate(form._log_marginals)]
     )
-    assert problem.exact(Target("f_divergence", setting="chi-square")).value == pytest.approx(expected, rel=1e-9)
+    found = problem.exact(Target("f_divergence", setting="chi-square"))
+    assert found.value == pytest.approx(expected, rel=1e-9)
+    assert found.method == "trapezoid rule over all noise"  # and so has settled
+
+
+@pytest.mark.parametrize(("dim", "K"), [(1, 3), (1, 4), (2, 2)])
+def test_three_and_four_numbers_of_noise(dim, K):
+    """By quadrature over all noise as by the law of a quadratic form, another integral altogether."""
+    problem = GaussianMeanField(dim=dim, rho=0.9)
+    found, expected = small_bound(problem, Target("iwae", K)), problem.exact(Target("iwae", K))
+    assert "quadratic form" in expected.method and found.method == "trapezoid rule over all noise"
+    assert found.value == pytest.approx(expected.value, abs=1e-8)
+    for block, leaves in found.gradient.items():
+        for name, leaf in leaves.items():
+            torch.testing.assert_close(leaf, expected.gradient[block][name], rtol=1e-7, atol=1e-7)
+
+
+def test_four_numbers_of_one_sample():
+    """Of which there is room for 32^4 nodes: E r^(1/2) of a quadratic form, and what has no mean."""
+    problem = LinearGaussian(dim=4, data_dim=5)
+    form = problem._closed_form
+    expected = 2 * math.exp(form_of(form, 0)[0].log_moment(0.5) + form._log_marginals[0] / 2) - 2
+    assert problem.exact(Target("f_divergence", setting="hellinger")).value == pytest.approx(expected, abs=1e-9)
+    assert problem.exact(Target("f_divergence", setting="chi-square")) is None
+    assert problem.exact(Target("renyi", 1, setting=0.3)).value == problem.exact(Target("elbo")).value
 
 
 @pytest.mark.parametrize("kind", [Gaussian1D, LinearGaussian, GaussianMeanField, Rainforth])
