@@ -153,7 +153,7 @@ class SelfNormalizedSums:
         size = (self.fine.step * np.abs(integrands[0])).sum()
         error = abs(fine - coarse)
         if not error <= TOLERANCE * max(size, 1e-300) + self.floor:
-            raise QuadratureError(f"{what}: the two grids give {fine!r} and {coarse!r}")
+            raise QuadratureError(f"{what}: the two grids give {fine:.9g} and {coarse:.9g}")
         return Exact(float(fine), float(error))
 
     def _check(self, num_samples: int) -> None:
@@ -196,6 +196,17 @@ class SelfNormalizedSums:
             for level in (self.fine, self.coarse)
         ]
         return self._integral((terms[0], terms[1]), f"mean, K={num_samples}, power {power}")
+
+    def means(self, num_samples: int) -> Array:
+        """E sum_k w_k f_k of every feature, shape (F,)."""
+        self._check(num_samples)
+        levels = (self.fine, self.coarse)
+        weights = [num_samples * level.step * level.phi_power(num_samples - 1) for level in levels]
+        fine, coarse = (w @ level.transforms[1] for w, level in zip(weights, levels, strict=True))
+        room = TOLERANCE * (weights[0] @ np.abs(self.fine.transforms[1])) + self.floor
+        if not (np.abs(fine - coarse) <= room).all():
+            raise QuadratureError(f"means, K={num_samples}: the two grids differ by {np.abs(fine - coarse).max():.2g}")
+        return fine
 
     def product(self, num_samples: int, powers: tuple[int, int], a: Array, b: Array, ab: Array) -> Exact:
         """E (sum_k w_k^p a_k)(sum_k w_k^q b_k); a, b and their product are coefficients (F,) of the features."""
@@ -241,5 +252,7 @@ class SelfNormalizedSums:
         first, second = self.log_mean_moments(num_samples)
         variance = second.value - first.value**2
         if not abs(result[-1] - variance) <= TOLERANCE * variance + 1e-13:
-            raise QuadratureError(f"Var log S, K={num_samples}: {result[-1]!r} in two dimensions, {variance!r} in one")
+            raise QuadratureError(
+                f"Var log S, K={num_samples}: {result[-1]:.9g} in two dimensions, {variance:.9g} in one"
+            )
         return result

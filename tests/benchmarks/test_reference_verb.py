@@ -95,6 +95,7 @@ def test_a_value_that_is_not_known_is_refused_for_one_reason(gradest, spec, targ
     [
         ("rainforth[dim=2,points=64,perturbation=1]", "is too wide to interpolate at K=10"),
         ("linear-gaussian[noise_scale=1e-5]", "too wide, or too far off: its integrals take"),
+        ("gaussian-1d[scale=1e6]", "the two grids give -0.0"),
     ],
 )
 def test_integrals_that_cannot_be_vouched_for_are_refused(gradest, spec, said):
