@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -25,6 +25,7 @@ from .problems.problem import Problem, Reference
 from .records import SHARED, BlockResult, Cell, Cost, Record
 from .references.long_run import long_run
 from .references.loop import LoopEstimator
+from .references.self_normalized import QuadratureError
 from .references.truth import Truth
 from .registry import Registry
 from .specs import SpecError
@@ -34,6 +35,7 @@ REFERENCE_FACTOR = 4
 """A long-run reference has this many times the replicates of the cell that it judges."""
 LOOP_ROWS = 16
 """Replicates per batch of an estimator that cannot be vectorised."""
+Known = TypeVar("Known")
 
 
 def run_cell(cell: dict[str, Any], plugins: tuple[str, ...] = (), folder: str | None = None) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class Measurement:
                     nonfinite=moments.nonfinite,
                     declared_finite=estimator.variance_exists,
                     resolution=resolution,
-                    exact_variance=problem.exact_variance(cell.estimator, cell.num_samples, block),
+                    exact_variance=vouched_for(problem.exact_variance, cell.estimator, cell.num_samples, block),
                     snr_slope=estimator.snr_slope(block, problem.tail_ratio),
                 ),
             )
@@ -248,10 +250,18 @@ def truth(problem: Problem, estimator: Estimator, block: str, count: int) -> Tru
     target = target_of(estimator, block)
     if target is None:
         return None
-    reference = problem.exact(target)
+    reference = vouched_for(problem.exact, target)
     if reference is not None:
         return exact_truth(reference, block, problem)
     return long_run(problem, target, estimator, REFERENCE_FACTOR * count).get(block)
+
+
+def vouched_for(known: Callable[..., Known | None], *asked: object) -> Known | None:
+    """What is known exactly; ``None`` also where its integrals cannot be vouched for, on which a cell need not fail."""
+    try:
+        return known(*asked)
+    except QuadratureError:
+        return None
 
 
 def exact_truth(reference: Reference, block: str, problem: Problem) -> Truth | None:
