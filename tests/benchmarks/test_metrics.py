@@ -30,7 +30,9 @@ ISOTROPIC = {1: np.eye(1), 4: np.eye(4), 20: np.eye(20)}
 CORRELATED = {5: np.diag(np.linspace(0.2, 2, 5)) @ (np.eye(5) + 0.9 * np.ones((5, 5)))}
 
 
-@pytest.mark.parametrize("snr", [0.0, 0.05, 0.1, 0.3, 2.0])
+@pytest.mark.parametrize(
+    "snr", [0.0, pytest.param(0.05, marks=pytest.mark.long), 0.1, pytest.param(0.3, marks=pytest.mark.long), 2.0]
+)
 @pytest.mark.parametrize("root", [ISOTROPIC[1], ISOTROPIC[20], CORRELATED[5]], ids=["1", "20", "5 correlated"])
 def test_intervals_cover_what_they_claim_to(root, snr):
     """Nominal 95 %; at least 93 % is demanded, each fails with probability 1e-4 at exactly that. 400 replicates a run."""

@@ -89,6 +89,14 @@ def hostile(gradest, tmp_path_factory):
     return folder, done, running(str(folder))
 
 
+@pytest.fixture(scope="module")
+def clean(gradest, tmp_path_factory):
+    """A run of those alone with which nothing is wrong."""
+    folder = tmp_path_factory.mktemp("clean")
+    assert gradest(*command(*FINE, out=folder, seconds=300)).returncode == 0
+    return folder
+
+
 def running(mark):
     """Processes that a run, or one of these estimators, has left behind: they inherit its environment, but for one."""
     found, unknown = [], str(10**6 + zlib.crc32(mark.encode()))
@@ -126,10 +134,8 @@ def test_all_others_finish_and_the_run_says_so(hostile, by_name):
     assert done.stdout.count("\n") == 1
 
 
-def test_later_cells_are_bit_identical_to_a_run_without(hostile, gradest, same, tmp_path):
-    folder, _, _ = hostile
-    assert gradest(*command(*FINE, out=tmp_path)).returncode == 0
-    assert same(tmp_path, folder) == len(FINE)
+def test_later_cells_are_bit_identical_to_a_run_without(hostile, clean, same):
+    assert same(clean, hostile[0]) == len(FINE)
 
 
 IMPORTED = """
@@ -151,23 +157,20 @@ class Keeps(estimators.Reparameterization):
 """
 
 
-def test_what_a_plugin_changes_when_it_is_imported_reaches_no_other_cell(gradest, stored, same, tmp_path):
+def test_what_a_plugin_changes_when_it_is_imported_reaches_no_other_cell(gradest, clean, stored, same, tmp_path):
     """Nor is a file that its estimator cannot open, in a method of the name of ours, taken for a full disk."""
     (tmp_path / "plugin.py").write_text(IMPORTED)
-    words = ["run", "-p", "gaussian-1d", "-e", "iwae", "-K", "2", "-R", "100", "-j", "1", "-o"]
-    assert gradest(*words, tmp_path / "clean").returncode == 0
-    done = gradest(*words, tmp_path / "run", "--plugin", tmp_path / "plugin.py", "-e", "Keeps")
-    assert done.stdout.startswith("1 cells measured, 1 failed"), done.stderr
-    assert same(tmp_path / "clean", tmp_path / "run") == 1
+    words = command(*FINE, "Keeps", out=tmp_path / "run", seconds=300)
+    done = gradest(*words, "--plugin", tmp_path / "plugin.py", "-j", "1")
+    assert done.stdout.startswith("3 cells measured, 1 failed"), done.stderr
+    assert same(clean, tmp_path / "run") == 3
     failed = {record.cell.estimator: record.reason for record in stored(tmp_path / "run").values() if record.reason}
     assert failed.keys() == {"Keeps"} and failed["Keeps"].startswith("FileNotFoundError"), failed
 
 
-def test_what_one_spoils_is_named_and_measured_again(gradest, stored, same, tmp_path):
+def test_what_one_spoils_is_named_and_measured_again(gradest, clean, same, tmp_path):
     """Nothing keeps an estimator from the files of whoever runs it: what it does to records is seen, and made good."""
-    clean, folder = tmp_path / "clean", tmp_path / "run"
-    assert gradest(*command(*FINE, out=clean, seconds=300)).returncode == 0
-    shutil.copytree(clean, folder)
+    folder = shutil.copytree(clean, tmp_path / "run")
     variables = {**os.environ, "GRADEST_TEST": str(folder)}
     done = gradest(*command("Spoils", out=folder, seconds=300), env=variables)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
