@@ -33,7 +33,7 @@ from .files import write_text as write_text  # for reports, which import nothing
 from .index import Entry, digest, entries, marks, note
 from .outside import plain as plain
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SHARED = "shared draws"
 """The entry of a cell's versions that says by which arithmetic its estimates share draws with others' (``--share``)."""

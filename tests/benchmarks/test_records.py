@@ -80,7 +80,7 @@ def test_every_truncation_is_noticed(stored):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"null", b"[" * 100_000, b'{"schema_version": 4}', b"\xff\xfe", b"1" * 9999]
+    "content", [b"", b"[]", b"null", b"[" * 100_000, b'{"schema_version": 5}', b"\xff\xfe", b"1" * 9999]
 )
 def test_what_is_no_record_is_told(stored, content):
     stored.write_bytes(content)

@@ -102,7 +102,7 @@ def write_run(folder: Path, problems: list[str], estimators: list[str], ks: list
     ids.append(cell(folder, problems[0], "leave-one-out", 1, **refused).id)
     ids.append(cell(folder, problems[0], "<script>alert(3)</script> $x$", 1, **error).id)
     ids.append(cell(folder, HOSTILE, "reparameterization", 1, cost=Cost()).id)
-    write_text(folder / "cells" / "deadbeef.json", '{"schema_version": 4, "trunc')
+    write_text(folder / "cells" / "deadbeef.json", '{"schema_version": 5, "trunc')
     bibliography = {
         "burda2016": "@inproceedings{burda2016, title={Importance Weighted Autoencoders}}",
         "kingma2014": "@inproceedings{kingma2014, title={Auto-Encoding Variational Bayes}, url={https://arxiv.org/}}",
