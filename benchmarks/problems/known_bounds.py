@@ -29,8 +29,8 @@ as quickly give 1e-9 nats of most bounds."""
 FAR, NEAR = 8.5, 7.0
 """In standard deviations, of the rule and of a shorter one: what has no mean, or not within reach, tells them apart."""
 KNOWN = 1e-4
-"""The most, in nats and as a part of the gradient, that the shorter reach or the last rule may change: the error that is left is
-far below, since it falls exponentially in the number of nodes."""
+"""The most, in nats and as a tenth of that part of the gradient, that the shorter reach or the last rule may change: the error that
+is left is below, since it falls exponentially in the number of nodes."""
 NOTHING = 1e-9
 """Nats: a smaller change goes without saying."""
 
@@ -63,7 +63,7 @@ def small_bound(problem: Problem, target: Target) -> Reference | None:
     found, moved = settled
     if max(moved, change(found, shorter)) > KNOWN:
         return None
-    how = "" if moved <= NOTHING else f", settled to {moved:.0e} nats"
+    how = "" if moved <= NOTHING else f", settled to {moved:.0e} nats and {10 * moved:.0e} of the gradient"
     return in_blocks(problem, target, found, f"trapezoid rule over all noise{how}")
 
 

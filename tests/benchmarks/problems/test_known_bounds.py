@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
 
-from benchmarks.problems import Gaussian1D, GaussianMeanField, LinearGaussian, Rainforth
+from benchmarks.problems import Banana, Gaussian1D, GaussianMeanField, LinearGaussian, Rainforth
 from benchmarks.problems.known_bounds import small_bound
 from benchmarks.references.quadratic_form import form_of
 from estimators import Target
@@ -153,6 +154,16 @@ def test_steep_bounds_say_how_far_they_have_settled(problem, alpha, error):
     found = problem.exact(Target("renyi", 2, setting=alpha))
     assert found.value == pytest.approx(float((mass * values).sum()), abs=error)
     assert "settled to" in found.method and float(found.method.split("settled to")[1].split()[0]) <= error
+
+
+def test_what_a_reference_has_settled_to_holds_for_its_gradient():
+    """Four numbers of noise; the derivative in loc_0 by a grid of one sample and Laplace's integral of the logarithm."""
+    problem = Banana(curvature=-1.5, noise_scale=0.5, x=-1.0, scale1=0.5, scale2=1.2)
+    found = problem.exact(Target("renyi", 2, setting=0.5))
+    stated = re.search("settled to (.*) nats and (.*) of the gradient", found.method)
+    size = math.hypot(*(float(leaf.norm()) for block in found.gradient.values() for leaf in block.values()))
+    assert abs(float(found.gradient["phi"]["loc"].flatten()[0]) - 5.0963096884) <= float(stated[2]) * size
+    assert float(stated[1]) < 1e-5
 
 
 @pytest.mark.parametrize("problem", [Gaussian1D(), GaussianMeanField(), Rainforth(dim=2, points=3)])
