@@ -54,8 +54,9 @@ def _sum(text: str) -> str:
 
 def note(run: Path, entries: list[Entry]) -> None:
     """Append to the index: one write, so that lines of several processes do not mix; a torn line does not count."""
-    # A pipe by that name is no reason to wait for whoever might read it.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+    # A pipe by that name is no reason to wait for whoever might read it, nor a link one to write into somebody's file.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     file = os.open(run / ".index", flags, 0o666)
     try:
         os.write(file, "".join(entry.line() for entry in entries).encode())

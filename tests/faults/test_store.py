@@ -111,6 +111,15 @@ def test_a_damaged_index_changes_nothing(folder, whole, damage):
     assert records.summary(folder) == expected  # and once more, by the index that was made good
 
 
+def test_an_index_that_is_a_link_is_not_written_through(folder, whole):
+    theirs = folder.parent / "theirs"
+    theirs.write_text("precious\n")
+    (folder / ".index").unlink()
+    (folder / ".index").symlink_to(theirs)
+    assert records.summary(folder) == records.summary(whole)
+    assert theirs.read_text() == "precious\n"
+
+
 def test_the_index_spares_reading(folder, monkeypatch):
     expected = records.summary(folder)
 
