@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .files import read_bytes, write_bytes
 from .files import write_text as write_text  # for reports, which import nothing else of this package
-from .index import Entry, digest, entries, marks, note
+from .index import LONGEST, Entry, digest, entries, marks, note
 from .outside import plain as plain
 
 SCHEMA_VERSION = 5
@@ -179,7 +179,7 @@ class Record(_Plain):
     """rho: smallest eigenvalue of Sigma_q^(1/2) P Sigma_q^(1/2), P the posterior precision; 1/2 and 3/4 are thresholds."""
     blocks: list[BlockResult] = []
     cost: Cost = Cost()
-    seconds: float = 0.0
+    seconds: float = Field(default=0.0, ge=0, le=LONGEST)
 
 
 class TrainingPoint(_Plain):

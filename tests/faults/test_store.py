@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import math
 import os
 import random
 import shutil
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan, records, runner
+from benchmarks import index, plan, records, runner
 from benchmarks.registry import Registry
 
 HOSTILE = Path(__file__).with_name("hostile.py")
@@ -118,6 +120,20 @@ def test_an_index_that_is_a_link_is_not_written_through(folder, whole):
     (folder / ".index").symlink_to(theirs)
     assert records.summary(folder) == records.summary(whole)
     assert theirs.read_text() == "precious\n"
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e308, -1.0])
+def test_seconds_that_no_cell_takes_are_not_believed(gradest, folder, whole, seconds):
+    """Of lines that fit their sums, and of records that fit their checksums."""
+    known = index.entries(folder, records.STATUSES)
+    index.note(folder, [entry._replace(seconds=seconds) for entry in known.values()])
+    assert records.summary(folder) == records.summary(whole)
+    if math.isfinite(seconds):
+        for id, record in records.read_cells(folder)[0].items():
+            records.write(folder / "cells" / f"{id}.json", record.model_copy(update={"seconds": seconds}))
+        assert len(records.summary(folder).unreadable) == 4
+        told = gradest("status", folder, "--json")
+        assert (told.returncode, json.loads(told.stdout)["left"]) == (0, 4), told.stderr
 
 
 def test_the_index_spares_reading(folder, monkeypatch):
