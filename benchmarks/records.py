@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -32,6 +32,7 @@ from .files import read_bytes, write_bytes
 from .files import write_text as write_text  # for reports, which import nothing else of this package
 from .index import LONGEST, Entry, digest, entries, marks, note
 from .outside import plain as plain
+from .outside import shown
 
 SCHEMA_VERSION = 5
 
@@ -48,6 +49,9 @@ Block = Literal["value", "theta", "phi"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 """How float32 matrices are multiplied, in torch's own words. ``highest``: as float32. ``high``: as TF32 or sums of bfloat16,
 ``medium``: as bfloat16, where the device is faster at these; elsewhere all three are the same."""
+
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""Whole numbers of 64 bits, as a table holds them."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -73,9 +77,9 @@ class Cell(_Plain):
 
     problem: str
     estimator: str
-    num_samples: int = Field(ge=1)
-    replicates: int = Field(ge=2)
-    seed: int = Field(ge=0)
+    num_samples: Whole = Field(ge=1)
+    replicates: Whole = Field(ge=2)
+    seed: Whole = Field(ge=0)
     dtype: str = "float64"
     device: str = "cpu"
     compiled: bool = False
@@ -109,11 +113,11 @@ class BlockResult(_Plain):
 
     block: Block
     target: str | None
-    target_num_samples: int | None = None
+    target_num_samples: Whole | None = None
     unbiased: bool | None
-    dimensions: int
-    replicates: int
-    nonfinite: int = 0
+    dimensions: Whole
+    replicates: Whole
+    nonfinite: Whole = 0
     mean_norm: float | None = None
     reference_norm: float | None = None
     reference_standard_error: float | None = None
@@ -153,9 +157,9 @@ class Cost(_Plain):
     seconds_interval: tuple[float, float] | None = None
     gradients_per_second: float | None = None
     compile_seconds: float | None = None
-    peak_bytes: int | None = None
-    chunk: int | None = None
-    allocated_bytes: int | None = None
+    peak_bytes: Whole | None = None
+    chunk: Whole | None = None
+    allocated_bytes: Whole | None = None
     """The most that a device's allocator held for one chunk; not of a CPU."""
     joules_per_gradient: float | None = None
     """Of the whole board; where NVML answers."""
@@ -185,7 +189,7 @@ class Record(_Plain):
 class TrainingPoint(_Plain):
     """One evaluation on a training curve. Bounds are in nats per image."""
 
-    step: int
+    step: Whole
     epoch: float
     seconds: float
     train_elbo: float | None = None
@@ -193,7 +197,7 @@ class TrainingPoint(_Plain):
     heldout_elbo_standard_error: float | None = None
     heldout_iwae: float | None = None
     heldout_iwae_standard_error: float | None = None
-    iwae_num_samples: int | None = None
+    iwae_num_samples: Whole | None = None
     checkpoint: str | None = None
 
 
@@ -204,7 +208,7 @@ class TrainingRecord(_Plain):
     id: str
     problem: str
     settings: dict[str, Any]
-    parameters: int
+    parameters: Whole
     points: list[TrainingPoint]
 
 
@@ -319,7 +323,7 @@ def _believed(name: str, content: bytes, kind: type[R], *, checked: bool = False
     stated = body.pop("checksum", None)
     version = body.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise RecordError(f"{name}: schema version {version!r}, this gradest reads {SCHEMA_VERSION}")
+        raise RecordError(f"{name}: schema version {shown(version)}, this gradest reads {SCHEMA_VERSION}")
     try:
         if not checked and stated != _checksum(canonical_json(body)):
             raise RecordError(f"{name}: the checksum does not match the content")

@@ -53,6 +53,24 @@ def test_round_trip(stored, record):
     assert records.read_cells(stored.parents[1]) == ({record.id: record}, {})
 
 
+@pytest.mark.parametrize("part", ["seed", "dimensions", "peak_bytes"])
+def test_numbers_that_no_table_holds_are_not_believed(stored, record, part):
+    """An export, a comparison and a history ended in a traceback over them."""
+    changed = record.model_dump(mode="json")
+    place = {"seed": changed["cell"], "dimensions": changed["blocks"][0], "peak_bytes": changed["cost"]}[part]
+    place[part] = 2**63
+    rewrite(stored, **changed)
+    with pytest.raises(RecordError, match="1 fields do not fit the schema"):
+        records.read(stored, Record)
+
+
+def test_a_version_is_told_in_short(stored):
+    rewrite(stored, schema_version="4" * 10**6)
+    with pytest.raises(RecordError) as told:
+        records.read(stored, Record)
+    assert len(str(told.value)) < 400
+
+
 def test_every_changed_byte_is_noticed(stored, record):
     content = stored.read_bytes()
     rng = random.Random(0)
