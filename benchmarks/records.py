@@ -50,7 +50,8 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 """How float32 matrices are multiplied, in torch's own words. ``highest``: as float32. ``high``: as TF32 or sums of bfloat16,
 ``medium``: as bfloat16, where the device is faster at these; elsewhere all three are the same."""
 
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+TOO_LARGE = 2**63
+Whole = Annotated[int, Field(ge=-TOO_LARGE, lt=TOO_LARGE)]
 """Whole numbers of 64 bits, as a table holds them."""
 
 R = TypeVar("R", bound=BaseModel)
@@ -77,9 +78,9 @@ class Cell(_Plain):
 
     problem: str
     estimator: str
-    num_samples: Whole = Field(ge=1)
-    replicates: Whole = Field(ge=2)
-    seed: Whole = Field(ge=0)
+    num_samples: int = Field(ge=1, lt=TOO_LARGE)  # not a Whole: of two bounds on the same side pydantic heeds one
+    replicates: int = Field(ge=2, lt=TOO_LARGE)
+    seed: int = Field(ge=0, lt=TOO_LARGE)
     dtype: str = "float64"
     device: str = "cpu"
     compiled: bool = False

@@ -221,7 +221,7 @@ def test_the_id_does_not_depend_on_any_order():
     assert Cell(**reverse).id == Cell(**SETTINGS).id == "ad890ff0c9fdf21f8ae6"  # on every machine
 
 
-@pytest.mark.parametrize("seed", [0, 7, 2**70])
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
 @pytest.mark.parametrize("problem", ['p[x="seed":null]', '"seed":null,"seed":', "θ\n\\"])
 def test_the_id_is_the_hash_of_the_canonical_settings(problem, seed):
     cell = Cell(
