@@ -8,13 +8,15 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE)
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 
 PUT_BACK: dict[str, Callable[[Any], Any]] = {
@@ -27,9 +29,10 @@ PUT_BACK: dict[str, Callable[[Any], Any]] = {
     "torch's matrix precision": torch.set_float32_matmul_precision,
     "how denormal numbers are treated": lambda least: torch.set_flush_denormal(least == "0.0"),
     "numpy's error handling": lambda errors: np.seterr(**errors),
-    "the working folder": lambda folder: os.chdir(folder or "/"),
+    "the working folder": lambda folder: _go(folder),
     "the mode of new files": os.umask,
-    "timers": lambda running: signal.setitimer(signal.ITIMER_REAL, 0.0) if not running else None,
+    "timers": lambda running: [signal.setitimer(timer, 0.0) for timer in TIMERS if timer not in running],
+    "blocked signals": lambda blocked: signal.pthread_sigmask(signal.SIG_SETMASK, blocked),
     "signal handlers": lambda handlers: _handle(handlers),
 }
 """How to put back what a number may depend on, and what this command goes by, by the names that :func:`global_state` gives; random
@@ -62,7 +65,8 @@ def global_state() -> dict[str, Any]:
         },
         "what this process may take": tuple(resource.getrlimit(each) for each in LIMITS),
         "the mode of new files": _umask(),
-        "timers": signal.getitimer(signal.ITIMER_REAL) != (0.0, 0.0),
+        "timers": [timer for timer in TIMERS if signal.getitimer(timer) != (0.0, 0.0)],
+        "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         "signal handlers": tuple(signal.getsignal(each) for each in SIGNALS),
     }
 
@@ -74,9 +78,19 @@ def _handle(handlers: tuple[Any, ...]) -> None:
 
 
 def _umask() -> int:
+    # Elsewhere it is known only by being changed: two threads that do so at once may leave it changed.
+    with suppress(OSError, IndexError):
+        return int(Path("/proc/self/status").read_text().partition("\nUmask:")[2].split()[0], 8)
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def _go(folder: str) -> None:
+    try:
+        os.chdir(folder or "/")
+    except OSError:  # it has been removed since
+        os.chdir("/")
 
 
 def _here() -> str:
