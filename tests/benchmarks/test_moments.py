@@ -83,7 +83,7 @@ def test_a_large_offset_costs_no_digits_of_the_spread(grouping):
         assert abs(float(ours[0]) - float(exact)) < tolerance
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_merging_is_exact_up_to_rounding_for_all_data(data):
     number = st.floats(-1e6, 1e6, allow_subnormal=False)
@@ -98,8 +98,8 @@ def test_merging_is_exact_up_to_rounding_for_all_data(data):
     assert float(merged.mean[0]) == pytest.approx(math.fsum(values) / len(values), abs=10 * rounding)
     for power, ours in ((2, merged.m2), (3, merged.m3), (4, merged.m4)):
         sums = math.fsum((x - x.mean()) ** power)
-        # Roundoff in the mean, of the size of the numbers, enters each of the n terms.
-        slack = len(x) * power * (1e-12 * size + rounding) * (size + rounding) ** (power - 1)
+        # Roundoff in the mean, of the size of the numbers, enters each of the n terms; powers may be too small for all digits.
+        slack = len(x) * power * (1e-12 * size + rounding) * (size + rounding) ** (power - 1) + 1e-320
         assert float(ours[0]) == pytest.approx(sums, abs=slack)
 
 
