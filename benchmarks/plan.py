@@ -20,6 +20,9 @@ from .records import SHARED, Cell, MatmulPrecision
 from .registry import Registry, check_device, estimator_spec, telling
 from .specs import MOST_SAMPLES, SpecError, nearest, parse, select
 
+LARGEST = 2**24
+"""Bytes of a configuration that is read."""
+
 NumSamples = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
 
 
@@ -59,7 +62,11 @@ def read_config(path: Path) -> Config:
         SpecError: if it cannot be read, is not TOML, or holds what no suite has; the message names the place.
     """
     try:
-        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        with open(path, "rb") as stream:  # a pipe is as good as a file, but either may have no end
+            text = stream.read(LARGEST + 1).decode()
+        if len(text) > LARGEST:
+            raise SpecError(f"{path} is no configuration: it has more than {LARGEST} bytes")
+        return Config.model_validate(tomllib.loads(text))
     except OSError as problem:
         raise SpecError(f"cannot read {path}: {problem.strerror}") from problem
     except ValidationError as problem:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,3 +165,9 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SpecError, match=re.escape("bytes.toml is not TOML")):
         plan.read_config(tmp_path / "bytes.toml")
+
+
+def test_a_file_without_an_end(monkeypatch):
+    monkeypatch.setattr(plan, "LARGEST", 1000)
+    with pytest.raises(SpecError, match="/dev/zero is no configuration: it has more than 1000 bytes"):
+        plan.read_config(Path("/dev/zero"))
