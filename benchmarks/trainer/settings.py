@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..plan import first_line
 from ..records import MatmulPrecision
-from ..specs import SpecError, nearest
+from ..specs import MOST_SAMPLES, SpecError, nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = 8
@@ -39,9 +39,9 @@ class Objective(_Section):
     """
 
     theta: str = "iwae"
-    num_samples: int = Field(default=5, ge=1)
+    num_samples: int = Field(default=5, ge=1, le=MOST_SAMPLES)
     phi: str = ""
-    phi_num_samples: int = Field(default=0, ge=0)
+    phi_num_samples: int = Field(default=0, ge=0, le=MOST_SAMPLES)
     shared: bool = False
     kl_weight: float = Field(default=1.0, ge=0)
     warm_up_epochs: float = Field(default=0.0, ge=0)
@@ -98,7 +98,7 @@ class Watch(_Section):
 
     points: int = Field(default=16, ge=1)
     images: int = Field(default=200, ge=2)
-    num_samples: int = Field(default=50, ge=1)
+    num_samples: int = Field(default=50, ge=1, le=MOST_SAMPLES)
 
 
 class Settings(_Section):
@@ -142,6 +142,8 @@ def read(path: Path | None, changes: dict[str, Any]) -> Settings:
         *sections, leaf = name.split(".")
         for section in sections:
             branch = branch.setdefault(section, {})
+            if not isinstance(branch, dict):
+                raise SpecError(f"no setting {name}: {section} is a value here, and has none below it")
         branch[leaf] = value
     try:
         return Settings.model_validate(tree)

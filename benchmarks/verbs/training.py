@@ -37,7 +37,7 @@ def train(
         "results/training"
     ),
     stop_after: Annotated[
-        float | None, typer.Option(max=1e9, help="stop after this epoch of the schedule; go on later")
+        float | None, typer.Option(min=0.0, max=1e9, help="stop after this epoch of the schedule; go on later")
     ] = None,
     every: Annotated[float, typer.Option(min=0.0, max=1e9, help="seconds between checkpoints")] = 60.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="start again where a checkpoint is")] = False,

@@ -238,6 +238,14 @@ def test_settings_say_what_is_wrong_in_one_line(tmp_path):
     assert read(None, {"data.batch": 7}).data.batch == 7
 
 
+@pytest.mark.parametrize(
+    "changes", [{"data": 1, "data.batch": 2}, {"objective.num_samples": 10**23}, {"watch.num_samples": 10**23}]
+)
+def test_settings_that_no_training_has(changes):
+    with pytest.raises(SpecError, match=r"no setting data\.batch: data is a value|less than or equal to 100000000"):
+        read(None, changes)
+
+
 def test_steps_are_adams_on_a_bound_written_out():
     """Three steps of IWAE-5 beside autograd and torch's Adam, on the documented streams."""
     images = pictures()
