@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,8 @@ def new(
     choose(kind, ("estimator", "problem"), "kind of plug-in")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         fail(f"a name has small letters, digits and single dashes, such as my-estimator, not {name!r}")
+    if keyword.iskeyword(name):
+        fail(f"{name} is a word of Python's own, and no file of that name can be imported")
     folder = out if out is not None else Path(f"gradest-{name}")
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists() and folder.resolve().is_relative_to(root):

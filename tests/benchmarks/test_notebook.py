@@ -98,6 +98,7 @@ def test_new_refuses_in_one_line(tmp_path, monkeypatch):
     for words, part in (
         (["estimater", "x"], "did you mean 'estimator'?"),
         (["estimator", "My Estimator"], "not 'My Estimator'"),
+        (["estimator", "class"], "class is a word of Python's own"),
         (["estimator", "x", "--out", "full"], "full is there already"),
         (["estimator", "x", "--out", str(clone / "x")], "inside the clone"),
     ):
