@@ -373,6 +373,7 @@ class KillsTheNursery(Right):
 
     def mischief(self, log_w):
         os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)  # on a busy machine it would be done before that is dead
 
 
 class TakesAWhile(Right):
