@@ -19,6 +19,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 
+
+def _go(folder: str) -> None:
+    try:
+        os.chdir(folder or "/")
+    except OSError:  # it has been removed since
+        os.chdir("/")
+
+
+def _handle(handlers: tuple[Any, ...]) -> None:
+    for each, handler in zip(SIGNALS, handlers, strict=True):
+        if handler is not None and threading.current_thread() is threading.main_thread():  # no other may, nor did
+            signal.signal(each, handler)
+
+
 PUT_BACK: dict[str, Callable[[Any], Any]] = {
     "the default dtype": torch.set_default_dtype,
     "the default device": lambda device: torch.set_default_device(None if device == "cpu" else device),
@@ -29,11 +43,11 @@ PUT_BACK: dict[str, Callable[[Any], Any]] = {
     "torch's matrix precision": torch.set_float32_matmul_precision,
     "how denormal numbers are treated": lambda least: torch.set_flush_denormal(least == "0.0"),
     "numpy's error handling": lambda errors: np.seterr(**errors),
-    "the working folder": lambda folder: _go(folder),
+    "the working folder": _go,
     "the mode of new files": os.umask,
     "timers": lambda running: [signal.setitimer(timer, 0.0) for timer in TIMERS if timer not in running],
     "blocked signals": lambda blocked: signal.pthread_sigmask(signal.SIG_SETMASK, blocked),
-    "signal handlers": lambda handlers: _handle(handlers),
+    "signal handlers": _handle,
 }
 """How to put back what a number may depend on, and what this command goes by, by the names that :func:`global_state` gives; random
 states apart. Variables of the environment stay: many a library is told by one, before it is imported, what to do."""
@@ -71,12 +85,6 @@ def global_state() -> dict[str, Any]:
     }
 
 
-def _handle(handlers: tuple[Any, ...]) -> None:
-    for each, handler in zip(SIGNALS, handlers, strict=True):
-        if handler is not None and threading.current_thread() is threading.main_thread():  # no other may, nor did
-            signal.signal(each, handler)
-
-
 def _umask() -> int:
     # Elsewhere it is known only by being changed: two threads that do so at once may leave it changed.
     with suppress(OSError, IndexError):
@@ -84,13 +92,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _go(folder: str) -> None:
-    try:
-        os.chdir(folder or "/")
-    except OSError:  # it has been removed since
-        os.chdir("/")
 
 
 def _here() -> str:

@@ -6,13 +6,14 @@ from .banana import Banana
 from .belief_net import SigmoidBeliefNet
 from .belief_net_vae import BeliefNetVAE
 from .categorical import CategoricalMixture
-from .conjugate import BetaBernoulli, GammaPoisson, GaussianMixtureGuide
+from .conjugate import BetaBernoulli, GammaPoisson
 from .costs import ExpectedCost
 from .digits import DigitsVAE
 from .gaussian import Gaussian1D, LinearGaussian
 from .gaussian_dd import GaussianFullRank, GaussianMeanField
 from .hierarchical_vae import HierarchicalVAE
 from .hierarchy import TwoLayerGaussian
+from .mixture_guide import GaussianMixtureGuide
 from .pixel_vae import PixelVAE
 from .problem import Problem, Reference
 from .pyro_problem import PyroProblem

@@ -107,9 +107,8 @@ class QuadraticForm:
             values[u == line] /= 2.0
             # The grid is uniform: t^-u of a block of rows is that of its first row times that of the first block.
             block = np.exp(-(log_t[:BLOCK, None] - log_t[:1, None]) * u)
-            parts = np.concatenate(
-                [block.real, -block.imag], axis=1
-            )  # real parts alone are asked for: half of the work
+            # Real parts alone are asked for: half of the work.
+            parts = np.concatenate([block.real, -block.imag], axis=1)
             for start in range(0, len(log_t), BLOCK):
                 rows, right = table[start : start + BLOCK], np.exp(-log_t[start] * u)[:, None] * values
                 rows += parts[: len(rows)] @ np.concatenate([right.real, right.imag])

@@ -105,9 +105,8 @@ class SelfNormalizedSums:
             floor: their absolute error. centre: they are those of r exp(-centre), whose normalised weights are the same.
         """
         sums = cls.__new__(cls)
-        sums.fine, sums.coarse, sums.max_num_samples, sums.floor, sums.centre = (
-            *(fine, coarse, max_num_samples, floor, centre),
-        )
+        sums.fine, sums.coarse = fine, coarse
+        sums.max_num_samples, sums.floor, sums.centre = max_num_samples, floor, centre
         return sums
 
     def _levels(self, log_ratio: Array, rule: Array) -> tuple[Level, Level]:

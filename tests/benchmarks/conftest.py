@@ -1,9 +1,10 @@
-"""The command line in this process, and findings about other libraries, each pinned to the version in which it was made."""
+"""The command line in this process, plug-in files, and findings about other libraries, each pinned to the version it was made in."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -37,3 +38,19 @@ def finding(capsys) -> Callable[..., None]:
                 print(f"\nnotice: {package} {installed} no longer does what {version} did: {text}")
 
     return told
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Write a plug-in file and return its path."""
+    before = set(sys.modules)
+
+    def write(text, name="plugin.py"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("gradest_plugin_"):
+            del sys.modules[name]
