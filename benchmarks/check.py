@@ -71,7 +71,7 @@ def check_named(
     for place, estimator in enumerate(estimators):
         asked = problems or (FURTHER if place else PANEL)
         made = [registry.problem(each) if isinstance(each, str) else each for each in asked]
-        override = target_named(target, estimator.num_samples) if target else None
+        override = target_named(target, estimator.num_samples) if target is not None else None
         found += check(estimator, made, override=override, seed=seed, max_draws=max_draws)
     return found
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from . import __version__
+from .outside import NO_MEMORY
 from .specs import SpecError
 from .verbs import advising, checking, listing, making, running, showing, studying, training, watching
 from .verbs.common import say
@@ -80,6 +81,10 @@ def main() -> NoReturn:
             code = _command()(given or ["--help"], prog_name="gradest", standalone_mode=False)
     except (SpecError, MemoryError) as wrong:
         code = say(wrong, 2)
+    except RuntimeError as wrong:
+        if not NO_MEMORY.search(str(wrong)):
+            raise
+        code = say(f"no memory for this: {wrong}", 2)
     except usage_error as wrong:
         value = _value(getattr(getattr(wrong, "param", None), "opts", ()), given)
         code = say(f"{wrong.format_message()}{'' if value is None else f' (given: {value})'}", 2)

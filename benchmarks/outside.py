@@ -8,6 +8,8 @@ _OBEYED = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
 """Characters that move the cursor, ring, colour, end a line or turn the direction of writing; and halves of characters."""
+NO_MEMORY = re.compile(r"MemoryError|bad_alloc|allocate memory|not enough memory|out of memory", re.IGNORECASE)
+"""What is said where there is no memory left: by Python, by C++, by torch's allocators of processors and devices."""
 LONGEST = 10_000
 """Characters of the text of an exception that are looked at."""
 

@@ -62,15 +62,26 @@ def read_config(path: Path) -> Config:
         SpecError: if it cannot be read, is not TOML, or holds what no suite has; the message names the place.
     """
     try:
-        with open(path, "rb") as stream:  # a pipe is as good as a file, but either may have no end
-            text = stream.read(LARGEST + 1).decode()
-        if len(text) > LARGEST:
-            raise SpecError(f"{path} is no configuration: it has more than {LARGEST} bytes")
-        return Config.model_validate(tomllib.loads(text))
-    except OSError as problem:
-        raise SpecError(f"cannot read {path}: {problem.strerror}") from problem
+        return Config.model_validate(read_toml(path))
     except ValidationError as problem:
         raise SpecError(f"{path}: {first_line(problem, Config)}") from problem
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file of at most :data:`LARGEST` bytes says.
+
+    Raises:
+        SpecError: if it cannot be read, is larger, or is not TOML.
+    """
+    try:
+        with open(path, "rb") as stream:  # a pipe is as good as a file, but either may have no end
+            content = stream.read(LARGEST + 1)
+    except OSError as problem:
+        raise SpecError(f"cannot read {path}: {problem.strerror}") from problem
+    if len(content) > LARGEST:
+        raise SpecError(f"{path} is no configuration: it has more than {LARGEST} bytes")
+    try:
+        return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as problem:  # of the parser, which minds long numbers and deep brackets, too
         raise SpecError(f"{path} is not TOML: {problem}") from problem
 

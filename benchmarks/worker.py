@@ -31,7 +31,7 @@ import torch
 from . import quiet, records
 from .files import write_bytes
 from .measure import run_cell, run_together
-from .outside import one_line, told
+from .outside import NO_MEMORY, one_line, told
 from .privacy import private
 from .records import Cell, Record
 from .references.loop import LoopEstimator
@@ -40,7 +40,6 @@ from .state import global_state, kept
 
 REASON, TRACEBACK = 2_000, 20_000
 """Characters of a reason and of a traceback that a record keeps."""
-NO_MEMORY = re.compile(r"MemoryError|bad_alloc|allocate memory|not enough memory", re.IGNORECASE)
 OF_DISK = re.compile(r"\w*Error: \[Errno (\d+)\] (.*)")
 KEPT = re.compile(r"^(\S*[/\\])?measure\.py:\d+ in keep:", re.MULTILINE)
 """A line of a traceback from where moments are written: an estimator may have a method of that name, too."""

@@ -100,7 +100,7 @@ def variance_against_cost(
 def _equal_efficiency(axes: Axes) -> None:
     """Diagonals of constant variance x cost, at whole powers of ten, at most six."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    powers = np.arange(np.ceil(np.log10(left * bottom)), np.floor(np.log10(right * top)) + 1)
+    powers = np.arange(np.ceil(np.log10([left, bottom]).sum()), np.floor(np.log10([right, top]).sum()) + 1)
     powers = powers[:: max(1, -(-len(powers) // 6))]
     if len(powers):
         axes.plot(

@@ -39,10 +39,15 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def drawn(*arguments: Any, **settings: Any) -> Figure:
-        with matplotlib.rc_context({**sns.axes_style("whitegrid"), **RC}):
+        with matplotlib.rc_context({**sns.axes_style("whitegrid"), **RC}), unalarmed():
             return draw(*arguments, **settings)
 
     return drawn
+
+
+def unalarmed() -> np.errstate:
+    """Within, an axis may end where numbers do: room beside values near the largest number overflows, to no harm."""
+    return np.errstate(over="ignore")
 
 
 def prepared(table: pd.DataFrame, *, problem: str | None = None, means: bool = True) -> pd.DataFrame:

@@ -25,6 +25,8 @@ from benchmarks.records import (
     plain,
     read,
     read_bytes,
+    write_bytes,
+    write_text,
 )
 
 from .statistics import ARITHMETIC
@@ -277,13 +279,15 @@ def export(table: pd.DataFrame, target: Path | str | IO[str], format: str = "csv
             raise ValueError("format 'parquet' needs pyarrow, which is not installed; csv and json are always there")
         if not isinstance(target, str | Path):
             raise ValueError("format 'parquet' is not text: name a file to write it to")
-        table.to_parquet(target, index=False)
+        stream = io.BytesIO()
+        table.to_parquet(stream, index=False)
+        write_bytes(Path(target), stream.getvalue())
         return
     if format not in ("csv", "json"):
         raise ValueError(f"format {format!r} is not one of csv, json, parquet")
     text = to_csv(table) if format == "csv" else to_json(table)
     if isinstance(target, str | Path):
-        Path(target).write_text(text, encoding="utf-8", newline="")
+        write_text(Path(target), text)
     else:
         target.write(text)
 

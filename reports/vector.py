@@ -10,7 +10,7 @@ from collections import Counter
 import matplotlib
 from matplotlib.figure import Figure
 
-from .looks import RC
+from .looks import RC, unalarmed
 
 FONTS = "DejaVu Sans, Verdana, sans-serif"
 """The first is what matplotlib measured with; the second has the same widths and is on most desks."""
@@ -24,7 +24,7 @@ def settle(figure: Figure) -> None:
 
     The engine is taken away, not replaced by "none": with any engine at all, each file is drawn twice.
     """
-    with matplotlib.rc_context(RC), _quiet():
+    with matplotlib.rc_context(RC), unalarmed(), _quiet():
         engine = figure.get_layout_engine()
         if engine is not None:
             engine.execute(figure)
@@ -109,7 +109,7 @@ def pdf(figure: Figure) -> bytes:
 
 def _save(figure: Figure, format: str, metadata: dict[str, None]) -> bytes:
     stream = io.BytesIO()
-    with matplotlib.rc_context(RC), _quiet():
+    with matplotlib.rc_context(RC), unalarmed(), _quiet():
         figure.savefig(stream, format=format, metadata=metadata, dpi=DPI)
     return stream.getvalue()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..plan import first_line
+from ..plan import first_line, read_toml
 from ..records import MatmulPrecision
 from ..specs import MOST_SAMPLES, SpecError, nearest
 
@@ -131,12 +130,7 @@ def read(path: Path | None, changes: dict[str, Any]) -> Settings:
         file = path if path.is_file() else packaged.get(path.stem)
         if file is None:
             raise SpecError(f"no file {path}, and no such config comes with the suite; {nearest(path.stem, packaged)}")
-        try:
-            tree = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as problem:
-            raise SpecError(f"cannot read {file}: {problem.strerror}") from problem
-        except (ValueError, RecursionError) as problem:
-            raise SpecError(f"{file} is not TOML: {problem}") from problem
+        tree = read_toml(file)
     for name, value in changes.items():
         branch = tree
         *sections, leaf = name.split(".")

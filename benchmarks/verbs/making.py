@@ -65,15 +65,16 @@ def cite(
     """BibTeX of exactly these estimators and problems; --json gives the keys of each."""
     from ..registry import Registry
     from ..runner import bibtex
-    from ..specs import nearest, parse
+    from ..specs import convert, nearest, parse
 
     registry = Registry(plugin or ())
     known = {**registry.problems, **registry.estimators}
     keys: dict[str, list[str]] = {}
     for each in names:
-        plain = parse(each)[0]
+        plain, settings = parse(each)
         if plain not in known:
             fail(f"no estimator or problem {plain!r}; {nearest(plain, known)}")
+        convert(known[plain], settings)
         keys[plain] = list(known[plain].citations)
     entries = bibtex()
     cited = sorted({key for each in keys.values() for key in each})

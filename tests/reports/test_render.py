@@ -198,3 +198,17 @@ def test_values_that_differ_by_rounding_alone_have_room_about_them() -> None:
     looks.powers(axes)
     low, high = axes.get_ylim()
     assert low < 500 and high > 2000
+
+
+@pytest.mark.parametrize("size", [1.7e308, 5e-324])
+def test_numbers_at_the_ends_of_what_there_is_are_drawn_without_a_warning(
+    tmp_path: Path, fabricate: SimpleNamespace, size: float
+) -> None:
+    """A warning is an error here; ``gradest report`` would print it."""
+    first, second = (fabricate.cell(tmp_path, fabricate.problem, "iwae", k) for k in (1, 8))
+    extreme = {"variance": size, "bias_norm": size, "snr": size, "mse": size}
+    blocks = [block.model_copy(update=extreme) for block in second.blocks]
+    cost = second.cost.model_copy(update={"flops_per_gradient": size, "gradients_per_second": size})
+    write(tmp_path / "cells" / f"{second.id}.json", second.model_copy(update={"blocks": blocks, "cost": cost}))
+    write(tmp_path / "manifest.json", Manifest(name="m", command="c", started="s", cells=[first.id, second.id]))
+    assert render([tmp_path], tmp_path / "report.html").stat().st_size > 10_000
