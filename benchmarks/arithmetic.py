@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .records import MatmulPrecision
+from .schema import MatmulPrecision
 
 
 @contextmanager

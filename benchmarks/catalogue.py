@@ -12,8 +12,8 @@ from estimators import BLOCKS, Parameters, Target
 
 from .outside import shown
 from .problems import Problem
-from .records import canonical_json
 from .registry import Registry
+from .schema import canonical_json
 from .specs import SpecError, settings_of
 
 if TYPE_CHECKING:

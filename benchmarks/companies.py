@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
-from .records import SHARED, Cell
+from .schema import SHARED, Cell
 
 LARGEST = 16
 """Cells in one company: what one of them costs the others, should it fail, and what one worker does while others end."""

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from estimators import Block, Estimator, Guide, LatentModel, Parameters
 
 from . import devices
-from .records import Cost
+from .schema import Cost
 
 
 class CountingModel(LatentModel):

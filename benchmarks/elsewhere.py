@@ -25,7 +25,7 @@ from . import __version__
 from .executors import Engine, ExecutorLost, Job, Minder, StoreError, failed, usable_cores, usual_memory
 from .local import DiskProblem, WorkerDied
 from .outside import told
-from .records import Cell, Record
+from .schema import Cell, Record
 from .specs import SpecError, nearest
 
 SAME = ("torch", "numpy")

@@ -22,7 +22,7 @@ from .companies import Waiting, companies
 from .local import DiskProblem, Local, WorkerDied, WorkFailed
 from .outside import one_line
 from .privacy import private
-from .records import Cell, Record
+from .schema import Cell, Record
 
 TRIES = 3
 """How often a cell is begun whose time ran out while it waited for others, before that counts as its own fault."""

@@ -22,12 +22,12 @@ from .files import write_bytes
 from .moments import GradientMoments
 from .outside import one_line, told
 from .problems.problem import Problem, Reference
-from .records import SHARED, BlockResult, Cell, Cost, Record
 from .references.long_run import long_run
 from .references.loop import LoopEstimator
 from .references.self_normalized import QuadratureError
 from .references.truth import Truth
 from .registry import Registry
+from .schema import SHARED, BlockResult, Cell, Cost, Record
 from .specs import SpecError
 from .streams import batch_rows, generator
 

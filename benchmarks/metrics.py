@@ -18,8 +18,8 @@ from estimators import Target
 
 from . import sizes
 from .moments import BlockMoments
-from .records import BlockResult, Verdict
 from .references.truth import Truth
+from .schema import BlockResult, Verdict
 from .sizes import Z95
 
 LEVEL = 1e-5

@@ -29,8 +29,9 @@ from . import plan, runner
 from .check import Checked, check_named, exit_code
 from .measure import run_cell
 from .problems import Problem
-from .records import Record, write_cell
+from .records import write_cell
 from .registry import Registry, named
+from .schema import Record
 
 __all__ = ["Moments", "Verdict", "check", "moments", "run"]
 

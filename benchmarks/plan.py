@@ -16,8 +16,8 @@ from estimators import Estimator, Refusal, sweep
 from .compiling import compilable
 from .outside import shown
 from .problems import Problem
-from .records import SHARED, Cell, MatmulPrecision
 from .registry import Registry, check_device, estimator_spec, telling
+from .schema import SHARED, Cell, MatmulPrecision
 from .specs import MOST_SAMPLES, SpecError, nearest, parse, select
 
 LARGEST = 2**24

@@ -21,8 +21,8 @@ from typing import Any
 from . import engines, environment, executors, records
 from .executors import ExecutorLost, Job, StoreError, usable_cores, writing
 from .privacy import private
-from .records import Cell, Cost, Manifest, Record
 from .registry import Registry
+from .schema import Cell, Cost, Manifest, Record
 from .worker import keep_freed_memory
 
 LEAST_FREE_BYTES = 50 * 2**20

@@ -11,7 +11,7 @@ from estimators import Parameters
 from estimators.trees import tree_leaves
 
 from .problems.problem import Problem
-from .records import canonical_json
+from .schema import canonical_json
 
 WORKING_SET = 2**22
 """Numbers that one batch of replicates may keep alive: small enough for a processor's cache to be of use."""

@@ -27,7 +27,7 @@ from estimators import Estimator, LatentModel, Parameters
 
 from . import devices
 from .data import DataError, binarize
-from .records import TrainingPoint, TrainingRecord, canonical_json
+from .schema import TrainingPoint, TrainingRecord, canonical_json
 from .tensors import Kind, look, save
 
 CHECKPOINTS = ("start", "middle", "converged")

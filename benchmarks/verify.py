@@ -10,7 +10,8 @@ from typing import Any
 
 from . import environment, records, runner
 from .files import read_bytes
-from .records import Cell, Record, RecordError
+from .records import RecordError
+from .schema import Cell, Record
 
 TIMINGS = (
     *("seconds", "cost.seconds_per_gradient", "cost.seconds_interval", "cost.gradients_per_second"),

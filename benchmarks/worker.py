@@ -33,9 +33,9 @@ from .files import write_bytes
 from .measure import run_cell, run_together
 from .outside import NO_MEMORY, one_line, told
 from .privacy import private
-from .records import Cell, Record
 from .references.loop import LoopEstimator
 from .registry import Registry
+from .schema import Cell, Record
 from .state import global_state, kept
 
 REASON, TRACEBACK = 2_000, 20_000

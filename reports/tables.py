@@ -15,19 +15,8 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.records import (
-    LARGEST,
-    Manifest,
-    Record,
-    RecordError,
-    TrainingRecord,
-    each_cell,
-    plain,
-    read,
-    read_bytes,
-    write_bytes,
-    write_text,
-)
+from benchmarks.records import LARGEST, RecordError, each_cell, plain, read, read_bytes, write_bytes, write_text
+from benchmarks.schema import Manifest, Record, TrainingRecord
 
 from .statistics import ARITHMETIC
 from .wording import parts, titles

@@ -13,7 +13,8 @@ import safetensors
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from benchmarks.records import RecordError, StudyRecord, read
+from benchmarks.records import RecordError, read
+from benchmarks.schema import StudyRecord
 
 from . import gradients, pictures
 from .looks import MARKERS, safe, styled

@@ -21,7 +21,7 @@ LAYOUT = """
 README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml constraints.txt noxfile.py .ci/run mkdocs.yml
 .pre-commit-config.yaml .gitignore examples/my_estimator.py
 estimators/__init__.py estimators/contract.py estimators/guides.py estimators/py.typed estimators/references.bib
-benchmarks/__init__.py benchmarks/records.py benchmarks/moments.py benchmarks/cost.py benchmarks/cli.py
+benchmarks/__init__.py benchmarks/records.py benchmarks/schema.py benchmarks/moments.py benchmarks/cost.py benchmarks/cli.py
 benchmarks/default.toml benchmarks/problems/__init__.py benchmarks/references/__init__.py benchmarks/speed
 reports/__init__.py reports/tables.py reports/figures.py reports/render.py reports/templates reports/static
 tests/estimators tests/benchmarks tests/reports tests/conformance

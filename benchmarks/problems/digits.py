@@ -16,7 +16,7 @@ from estimators import REGISTRY, Block, Estimator, Guide, LatentModel, Parameter
 from estimators.contract import Latent
 
 from .. import data as digits_data
-from ..records import TrainingRecord, canonical_json
+from ..schema import TrainingRecord, canonical_json
 from ..specs import SpecError, canonical, nearest, settings_of
 from ..training import CHECKPOINTS, Progress, Schedule, generator, load, store, train, training_threads
 from .family import Family

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from estimators import Estimator, LatentModel, Parameters, Target
 
-from ..records import TrainingRecord
+from ..schema import TrainingRecord
 from ..specs import SpecError, canonical
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from estimators import BLOCKS, Draw, Estimator, Gradient, Guide, LatentModel, Pa
 from ..cost import metered
 from ..problems.problem import Problem
 from ..randomness import own_randomness
-from ..records import Cost
+from ..schema import Cost
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from estimators import BLOCKS, Gradient, LatentModel, Parameters, Target
 
 from ..problems.problem import Problem
-from ..records import Cost
+from ..schema import Cost
 from .loop import LoopEstimator
 from .renyi_claims import RenyiClaims
 

@@ -16,7 +16,7 @@ from estimators import Gradient, Parameters
 from ..problems.problem import Problem
 from ..problems.pyro_problem import PyroProblem
 from ..randomness import own_randomness
-from ..records import Cost
+from ..schema import Cost
 from .pyro_loss import PyroLoss, entered
 from .pyro_one_sample import OneSample, PyroTraceELBO, PyroTraceEnumELBO, PyroTraceGraphELBO, PyroTraceMeanFieldELBO
 

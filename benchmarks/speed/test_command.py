@@ -63,7 +63,7 @@ def test_time_grows_with_cells(benchmark, ratios, tmp_path):
 
 def test_memory_is_flat_in_replicates(benchmark, ratios, tmp_path):
     code = (
-        "import sys, torch, resource; from benchmarks.measure import run_cell; from benchmarks.records import Cell; torch.set_num_threads(1)\n"
+        "import sys, torch, resource; from benchmarks.measure import run_cell; from benchmarks.schema import Cell; torch.set_num_threads(1)\n"
         "cell = Cell(problem='rainforth[dim=20,points=1,perturbation=0.01,seed=0]', estimator='iwae', num_samples=64, "
         "replicates=int(sys.argv[1]), seed=0, dtype='float32')\n"
         "assert run_cell(cell.model_dump())['status'] == 'ok'; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

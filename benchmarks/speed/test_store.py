@@ -18,8 +18,8 @@ import pytest
 
 from benchmarks import plan, records, runner
 from benchmarks.measure import run_cell
-from benchmarks.records import Record
 from benchmarks.registry import Registry
+from benchmarks.schema import BlockResult, Record
 
 CONFIG = plan.Config(
     suite=[
@@ -65,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _like(record: Record, generator: random.Random) -> Record:
     """A record whose numbers are five per cent away."""
 
-    def near(block: records.BlockResult) -> records.BlockResult:
+    def near(block: BlockResult) -> BlockResult:
         known = {name: value for name in VARYING if (value := getattr(block, name)) is not None}
         return block.model_copy(update={name: value * _factor(generator) for name, value in known.items()})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import tensors as files
 from ..data import DataError
-from ..records import canonical_json
+from ..schema import canonical_json
 
 FORMAT = 2
 FACTS: dict[str, Any] = {

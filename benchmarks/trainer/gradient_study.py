@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from ..records import canonical_json, pretty
+from ..records import pretty
+from ..schema import canonical_json
 from .gradients import Design
 from .pool import each
 from .settings import Settings

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..plan import first_line, read_toml
-from ..records import MatmulPrecision
+from ..schema import MatmulPrecision
 from ..specs import MOST_SAMPLES, SpecError, nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"

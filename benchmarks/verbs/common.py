@@ -78,11 +78,12 @@ def pyro_problem(
 def manifest(folder: Path) -> Any:
     """The manifest of a run folder, or out."""
     from .. import records
+    from ..schema import Manifest
 
     if not (folder / "manifest.json").is_file():
         fail(f"{folder} is no run folder (no manifest.json)")
     try:
-        return records.read(folder / "manifest.json", records.Manifest)
+        return records.read(folder / "manifest.json", Manifest)
     except records.RecordError as wrong:
         fail(wrong)
 

@@ -36,8 +36,9 @@ def study(
     """Train the same network by several estimators, seed by seed, and compare what comes out."""
     from ..data import DataError
     from ..images import load
-    from ..records import StudyRecord, write, write_text
+    from ..records import write, write_text
     from ..runner import StoreError, bibtex, interruptible, open_run, usable_cores
+    from ..schema import StudyRecord
     from ..specs import SpecError
     from ..trainer import findings
     from ..trainer.families import family
@@ -98,10 +99,11 @@ def gradients(
     """A step's gradient at frozen points of a training, layer by layer: signal, Monte Carlo and minibatch noise, cost."""
     from ..data import DataError
     from ..images import load
-    from ..records import StudyRecord, write
+    from ..records import write
     from ..references.loop import LoopEstimator
     from ..registry import Refusal, Registry
     from ..runner import StoreError, bibtex, interruptible, open_run, usable_cores
+    from ..schema import StudyRecord
     from ..specs import SpecError, select, whole_numbers
     from ..trainer import trained
     from ..trainer.families import family

@@ -9,7 +9,7 @@ from benchmarks import measure
 from benchmarks.arithmetic import matmul_precision
 from benchmarks.images import Images
 from benchmarks.measure import run_cell
-from benchmarks.records import Cell
+from benchmarks.schema import Cell
 from benchmarks.trainer import Pair, Session, Settings
 from estimators import Refusal
 

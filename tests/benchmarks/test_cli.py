@@ -14,6 +14,7 @@ import pytest
 from benchmarks import records
 from benchmarks.registry import Registry
 from benchmarks.runner import bibliography, open_run
+from benchmarks.schema import Record
 from benchmarks.specs import parse
 
 COLUMNS = """
@@ -41,8 +42,8 @@ def run_folder(tmp_path_factory):
     cells, _ = plan.cells(plan.configure(None, changes), Registry())
     books = bibliography(cells, Registry())
     open_run(folder, cells, command="gradest run", settings={}, bibliography=books, workers=1)
-    kept = records.Record.model_validate(run_cell(cells[2].model_dump()))
-    failed = records.Record(id=cells[0].id, cell=cells[0], status="timeout", reason="<b>too long</b>")
+    kept = Record.model_validate(run_cell(cells[2].model_dump()))
+    failed = Record(id=cells[0].id, cell=cells[0], status="timeout", reason="<b>too long</b>")
     for record in (kept, failed):
         records.write(folder / "cells" / f"{record.id}.json", record)
     return folder

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import companies, executors, measure, plan, records, runner, verify, worker
 from benchmarks.companies import Waiting
-from benchmarks.records import SHARED, Cell, Record
 from benchmarks.registry import Registry
+from benchmarks.schema import SHARED, Cell, Record
 
 RULES = ["iwae", "dreg", "vimco", "score-function", "sumo", "reweighted-wake-sleep"]
 

@@ -9,8 +9,8 @@ import estimators
 from benchmarks import compiling, measure, plan
 from benchmarks.compiling import CompiledRows, compilable
 from benchmarks.problems import Rainforth
-from benchmarks.records import Cell
 from benchmarks.registry import Registry
+from benchmarks.schema import Cell
 from estimators import replicates
 
 CELL = {"problem": "rainforth[dim=2,points=1]", "estimator": "dreg", "num_samples": 3, "replicates": 30, "seed": 0}

@@ -10,8 +10,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import pytest
 
 from benchmarks import cli, elsewhere, executors, plan, records, runner, verify
-from benchmarks.records import Cell, Record
 from benchmarks.registry import Registry
+from benchmarks.schema import Cell, Manifest, Record
 from benchmarks.specs import SpecError, assignments, fraction
 
 CHANGES = {"problems": ["gaussian-1d"], "estimators": ["iwae", "dreg"], "num_samples": [2, 3], "replicates": 100}
@@ -195,7 +195,7 @@ def test_shards_are_merged_by_copying(local, monkeypatch, capsys, tmp_path):
     for number in (1, 2):
         shutil.copytree(tmp_path / str(number), merged, dirs_exist_ok=True)
     assert records.read_cells(merged)[0].keys() == records.read_cells(local)[0].keys()
-    assert len(records.read(merged / "manifest.json", records.Manifest).cells) == 4
+    assert len(records.read(merged / "manifest.json", Manifest).cells) == 4
     code, out, err = asked(monkeypatch, capsys, "-o", merged)
     assert code == 0 and "4 of 4 cells are done already" in err
     code, out, _ = asked(monkeypatch, capsys, "-o", merged, "--verify", "--verify-cells", "2")

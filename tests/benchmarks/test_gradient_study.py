@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 import estimators
 from benchmarks import cli, sizes
 from benchmarks import data as digits_data
-from benchmarks.records import StudyRecord, read
+from benchmarks.records import read
 from benchmarks.registry import Registry
+from benchmarks.schema import StudyRecord
 from benchmarks.trainer import gradients
 from benchmarks.trainer.families import family
 from benchmarks.trainer.gradient_study import GradientPlan, run

@@ -15,7 +15,7 @@ from benchmarks.measure import batches, block_sizes, run_cell, truth
 from benchmarks.metrics import summarize
 from benchmarks.moments import GradientMoments
 from benchmarks.problems import Gaussian1D, LinearGaussian, Rainforth
-from benchmarks.records import Cell, Record
+from benchmarks.schema import Cell, Record
 
 GAUSSIAN = "gaussian-1d[loc=1.2,scale=0.8,x=1.0,prior_loc=0.3]"
 POSTERIOR = "gaussian-1d[loc=0.5,scale=0.7071067811865476,x=1.0,prior_loc=0.0]"

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from benchmarks import state, worker
 from benchmarks.cli import app
 from benchmarks.measure import run_cell
-from benchmarks.records import Cell, Record
 from benchmarks.registry import Registry
+from benchmarks.schema import Cell, Record
 from estimators import Target
 from estimators.replicates import flatten
 

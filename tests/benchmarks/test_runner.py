@@ -15,9 +15,9 @@ import pytest
 from benchmarks import cli, executors, plan, records, runner
 from benchmarks.executors import Job
 from benchmarks.local import DiskProblem
-from benchmarks.records import Record
 from benchmarks.registry import Registry
 from benchmarks.runner import StoreError
+from benchmarks.schema import Manifest, Record
 
 FAULTY = """
 import os, time
@@ -149,7 +149,7 @@ def test_every_cell_leaves_a_record(measured, cells):
 
 def test_the_run_folder_says_what_was_asked_for_and_where(measured, cells):
     folder, _, _ = measured
-    manifest = records.read(folder / "manifest.json", records.Manifest)
+    manifest = records.read(folder / "manifest.json", Manifest)
     assert manifest.cells == [cell.id for cell in cells] and manifest.settings == {"x": 1}
     assert set(manifest.bibliography) >= {"tucker2019", "luo2020"}
     facts = json.loads((folder / "environment.json").read_text())
@@ -176,11 +176,11 @@ def test_joining_a_run_keeps_its_cells_in_the_manifest(measured, cells, tmp_path
     folder = shutil.copytree(measured[0], tmp_path / "run")
     other = cells[0].model_copy(update={"seed": 5})
     open_run(folder, [cells[2], other])
-    manifest = records.read(folder / "manifest.json", records.Manifest)
+    manifest = records.read(folder / "manifest.json", Manifest)
     assert manifest.cells == [*(cell.id for cell in cells), other.id]
     (folder / "manifest.json").write_text("{")  # damaged: the records themselves say what they are
     open_run(folder, cells[:1])
-    assert records.read(folder / "manifest.json", records.Manifest).cells == [cells[0].id]
+    assert records.read(folder / "manifest.json", Manifest).cells == [cells[0].id]
 
 
 def test_damaged_records_are_set_aside_and_measured_again_to_the_same_numbers(measured, cells, tmp_path):
@@ -256,7 +256,7 @@ def test_killing_the_run_loses_at_most_what_is_in_flight(cells, tmp_path):
     stored, unreadable = records.read_cells(tmp_path)
     assert stored and not unreadable and {record.status for record in stored.values()} == {"ok"}
     assert psutil.wait_procs(below, timeout=30)[1] == []  # nothing is left running
-    asked = records.read(tmp_path / "manifest.json", records.Manifest).cells
+    asked = records.read(tmp_path / "manifest.json", Manifest).cells
     assert len(asked) == 6 and stored.keys() < set(asked)
 
 

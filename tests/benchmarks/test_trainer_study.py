@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from benchmarks import cli
 from benchmarks import data as digits_data
-from benchmarks.records import StudyRecord, read
+from benchmarks.records import read
+from benchmarks.schema import StudyRecord
 from benchmarks.trainer import assess, family, findings
 from benchmarks.trainer.study import ARMS, Plan, run
 

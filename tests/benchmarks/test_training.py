@@ -12,7 +12,7 @@ import estimators
 from benchmarks import data, training
 from benchmarks.problems import Gaussian1D
 from benchmarks.problems.vae import VAE, initial_parameters
-from benchmarks.records import TrainingRecord
+from benchmarks.schema import TrainingRecord
 from benchmarks.training import CHECKPOINTS, Schedule, TrainingError, train
 
 SCHEDULE = Schedule(epochs=1, batch=20, learning_rate=3e-3, seed=0)

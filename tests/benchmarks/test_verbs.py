@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import records
-from benchmarks.records import BlockResult, Cell, Cost, Manifest, Record
+from benchmarks.schema import BlockResult, Cell, Cost, Manifest, Record
 
 PROBLEM = "gaussian-1d[loc=1.2,scale=0.8,x=1.0,prior_loc=0.0]"
 Z = 1.959963984540054

@@ -12,7 +12,8 @@ from pathlib import Path
 import fabricated
 import pytest
 
-from benchmarks.records import Manifest, Record, write
+from benchmarks.records import write
+from benchmarks.schema import Manifest, Record
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from html.parser import HTMLParser
 import pytest
 
 from benchmarks.outside import plain
-from benchmarks.records import BlockResult, Cell, Cost, Manifest, Record, TrainingPoint, TrainingRecord, write
+from benchmarks.records import write
+from benchmarks.schema import BlockResult, Cell, Cost, Manifest, Record, TrainingPoint, TrainingRecord
 from reports import export, frame
 from reports.render import render
 

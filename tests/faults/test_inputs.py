@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import cli, records
-from benchmarks.records import Cell, Manifest, Record
+from benchmarks.schema import Cell, Manifest, Record, canonical_json
 
 NAMES = ["gaussian-1d", "linear-gaussian", "rainforth", "gaussian-*", "*", "!*", "nope", "gaussian-1d[loc=1]", ""]
 ESTIMATORS = ["iwae", "dreg", "sumo", "miwae[groups=2]", "leave-one-out", "!iwae", "iw?e", "iwae[x=1]", "[", "iwae["]
@@ -154,7 +154,7 @@ def spoilt(changes, body=RECORD):
     """A record with some of its fields replaced, under a checksum that fits where there can be one."""
     body = {**body, **changes}
     try:
-        return json.dumps({**body, "checksum": records._checksum(records.canonical_json(body))}).encode()
+        return json.dumps({**body, "checksum": records._checksum(canonical_json(body))}).encode()
     except ValueError:
         return json.dumps(body).encode()
 

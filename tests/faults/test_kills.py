@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from benchmarks import records
+from benchmarks.schema import Record
 
 # `--fresh` where they are disturbed: results that are there already are in danger as well.
 ASKED = ["run", "-p", "gaussian-1d", "-e", "iwae", "-e", "dreg", "-R", "400", "-j", "2"]
@@ -29,7 +30,7 @@ def ended(folder):
     """What must not get lost: results by file name, byte for byte."""
     kept: dict[str, bytes] = {}
     for path in (folder / "cells").glob("*.json"):
-        if records.read(path, records.Record).status == "ok":
+        if records.read(path, Record).status == "ok":
             kept[path.name] = path.read_bytes()
     return kept
 

@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks import plan, records, runner
+from benchmarks import plan, runner
 from benchmarks.registry import Registry
+from benchmarks.schema import BlockResult, Cell, Record
 
 SUITES = [
     {"problems": ["gaussian-1d"], "estimators": ["iwae", "moving-average-baseline", "sumo"], "num_samples": [3]},
@@ -94,11 +95,11 @@ def test_records_are_compared_in_all_but_timings():
     """What the tests above rest on."""
     from benchmarks import verify
 
-    cell = records.Cell(problem="p", estimator="e", num_samples=1, replicates=2, seed=0)
-    block = records.BlockResult(
+    cell = Cell(problem="p", estimator="e", num_samples=1, replicates=2, seed=0)
+    block = BlockResult(
         block="phi", target="elbo", unbiased=True, dimensions=1, replicates=2, verdict="PASS", variance=1.0
     )
-    record = records.Record(id=cell.id, cell=cell, status="ok", blocks=[block])
+    record = Record(id=cell.id, cell=cell, status="ok", blocks=[block])
     nudged = record.model_copy(update={"blocks": [block.model_copy(update={"variance": 1.0 + 2**-52})]})
     assert verify.differences(record, nudged) and not verify.differences(record, record)
     assert not verify.differences(record, record.model_copy(update={"seconds": 3.0}))

@@ -19,6 +19,7 @@ import pytest
 
 from benchmarks import index, plan, records, runner
 from benchmarks.registry import Registry
+from benchmarks.schema import STATUSES, Record
 
 HOSTILE = Path(__file__).with_name("hostile.py")
 ASKED = ["run", "-p", "gaussian-1d", "-e", "iwae", "-e", "dreg", "-K", "2,3", "-R", "100", "-j", "2", "-o"]
@@ -125,7 +126,7 @@ def test_an_index_that_is_a_link_is_not_written_through(folder, whole):
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e308, -1.0])
 def test_seconds_that_no_cell_takes_are_not_believed(gradest, folder, whole, seconds):
     """Of lines that fit their sums, and of records that fit their checksums."""
-    known = index.entries(folder, records.STATUSES)
+    known = index.entries(folder, STATUSES)
     index.note(folder, [entry._replace(seconds=seconds) for entry in known.values()])
     assert records.summary(folder) == records.summary(whole)
     if math.isfinite(seconds):
@@ -164,7 +165,7 @@ def test_clocks_do_not_matter(folder, cells):
 
 def test_a_failure_does_not_take_the_place_of_a_result(folder, stored):
     for record in stored(folder).values():
-        failure = records.Record(id=record.id, cell=record.cell, status="killed")
+        failure = Record(id=record.id, cell=record.cell, status="killed")
         records.write_cell(folder, failure)
         assert stored(folder)[record.id] == record
         records.write(folder / "cells" / f"{record.id}.json", failure)

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from benchmarks.records import Record, read_cells
+from benchmarks.records import read_cells
+from benchmarks.schema import Record
 from reports import frame
 from reports.labels import labelled
 from reports.opening import claims, opening

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks.records import Manifest, write
+from benchmarks.records import write
+from benchmarks.schema import Manifest
 from reports import looks, render
 from reports.vector import svg
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from benchmarks.records import Manifest, StudyRecord, write
+from benchmarks.records import write
+from benchmarks.schema import Manifest, StudyRecord
 from reports import gradients, render, tables, training
 from reports.plates import Plates
 

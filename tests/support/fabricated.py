@@ -7,17 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.records import (
-    BlockResult,
-    Cell,
-    Cost,
-    Manifest,
-    Record,
-    TrainingPoint,
-    TrainingRecord,
-    write,
-    write_text,
-)
+from benchmarks.records import write, write_text
+from benchmarks.schema import BlockResult, Cell, Cost, Manifest, Record, TrainingPoint, TrainingRecord
 
 GAUSSIAN = "gaussian-1d[loc=0.5,scale=0.9,x=1.0,prior_loc=0.0]"
 START = "digits-vae[hidden=200,latent=50,checkpoint=start]"

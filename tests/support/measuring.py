@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.metrics import summarize
 from benchmarks.moments import GradientMoments
-from benchmarks.records import BlockResult
 from benchmarks.references.truth import Truth
+from benchmarks.schema import BlockResult
 from estimators import Target
 
 EXACT = Target("elbo")
