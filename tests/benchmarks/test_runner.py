@@ -4,12 +4,9 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 
 from benchmarks import cli, executors, plan, records, runner
@@ -238,26 +235,6 @@ def test_a_failure_is_no_result_and_may_be_allowed(faulty, tmp_path):
     assert stored["Raises"].status == "error"
     changed = [path.stem for path, time in refused.items() if path.stat().st_mtime_ns != time]
     assert changed == [stored["Raises"].id]
-
-
-def test_killing_the_run_loses_at_most_what_is_in_flight(cells, tmp_path):
-    command = ["run", "-p", "gaussian-1d", "-e", "dreg", "-e", "iwae", "-K", "1,2,3", "-R", "600", "-j", "1"]
-    code = "import sys; from benchmarks.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", code, *command, "-o", str(tmp_path)], stderr=subprocess.DEVNULL)
-    watched = psutil.Process(process.pid)
-    try:
-        while not list(tmp_path.glob("cells/*.json")):
-            assert process.poll() is None
-            time.sleep(0.02)
-        below = watched.children(recursive=True)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    stored, unreadable = records.read_cells(tmp_path)
-    assert stored and not unreadable and {record.status for record in stored.values()} == {"ok"}
-    assert psutil.wait_procs(below, timeout=30)[1] == []  # nothing is left running
-    asked = records.read(tmp_path / "manifest.json", Manifest).cells
-    assert len(asked) == 6 and stored.keys() < set(asked)
 
 
 def test_a_folder_that_cannot_be_written_to(cells, tmp_path, monkeypatch):

@@ -107,38 +107,58 @@ def test_a_failed_training_is_told_and_left_out():
     assert found["failed"] == ["iwae-5, seed 0: diverged"] and found["pairs"][0]["seeds"] == 2
 
 
-def test_a_study_keeps_what_is_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.trainer.study.PLANE_MODEL", "vae[hidden=6,latent=2]")
-    plan = Plan(
-        ("elbo-5", "iwae-5"),
-        seeds=1,
-        epochs=1,
-        images=10,
-        num_samples=4,
-        model="vae[hidden=8,latent=3]",
-        close_images=2,
-    )
+STUDIED = Plan(("elbo-5", "iwae-5"), seeds=2, epochs=1, images=10, num_samples=10, model="vae[hidden=8,latent=3]")
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """A folder with every training of a small plan, its results, and what was told meanwhile."""
+    folder = tmp_path_factory.mktemp("studied")
     told = []
-    first = run(plan, tmp_path, 1, lambda *what: told.append(what))
-    cells = [("elbo-5", 0), ("iwae-5", 0), ("plane elbo-5", 0), ("plane iwae-5", 0)]
-    assert [(each["arm"], each["seed"]) for each in first] == plan.cells() == cells
-    assert told[0][:2] == (0, 4) and told[-1][:2] == (4, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.trainer.study.PLANE_MODEL", "vae[hidden=6,latent=2]")
+        results = run(STUDIED, folder, 1, lambda *what: told.append(what))
+    return folder, results, told
+
+
+def test_a_study_keeps_what_is_finished(studied, monkeypatch):
+    folder, first, told = studied
+    cells = [("elbo-5", 0), ("iwae-5", 0), ("elbo-5", 1), ("iwae-5", 1), ("plane elbo-5", 0), ("plane iwae-5", 0)]
+    assert [(each["arm"], each["seed"]) for each in first] == STUDIED.cells() == cells
+    assert told[0][:2] == (0, 6) and told[-1][:2] == (6, 6)
     # of the first seed: where the bound is lost, and pictures; of two latents the plane as well
     close = first[0]["close"]
     assert {"diagonal", "full-rank"} <= set(close["gaps"]) and close["corrected"]["num_samples"] == 5
-    assert first[0]["more_samples"]["num_samples"] == 20 and "close" not in first[2]
+    assert first[0]["more_samples"]["num_samples"] == 50 and "close" not in first[4]
     for arm, plane in (("elbo-5", False), ("plane-iwae-5", True)):
-        arrays = safetensors.numpy.load_file(tmp_path / "pictures" / f"{arm}.safetensors")
+        arrays = safetensors.numpy.load_file(folder / "pictures" / f"{arm}.safetensors")
         assert {"original", "sample"} <= set(arrays) and ("traversal" in arrays) == plane
-    assert [row["arm"] for row in findings.of(first, plan)["rows"]] == ["elbo-5", "iwae-5"]
+    assert [row["arm"] for row in findings.of(first, STUDIED)["rows"]] == ["elbo-5", "iwae-5"]
     monkeypatch.setattr("benchmarks.trainer.study._one", None)
-    assert run(plan, tmp_path, 1, lambda *what: None) == first
+    assert run(STUDIED, folder, 1, lambda *what: None) == first
     # pairs start from the same parameters and see the same images, so their first points are of one model
     starts = [each["points"][0]["heldout_elbo"] for each in first]
-    assert starts[0] == starts[1]
+    assert starts[0] == starts[1] and starts[2] == starts[3] != starts[0]
     assert all(
-        plan.settings(arm, 0).optimizer.clip == (100.0 if "sumo" in arm or "ml-rr" in arm else 0) for arm in ARMS
+        STUDIED.settings(arm, 0).optimizer.clip == (100.0 if "sumo" in arm or "ml-rr" in arm else 0) for arm in ARMS
     )
+
+
+def test_the_study_verb_leaves_a_folder_that_a_report_reads(studied, monkeypatch):
+    """One command, one folder with a manifest, a checked record and a page of text; what is trained is not trained again."""
+    folder, results, _ = studied
+    runner = CliRunner()
+    monkeypatch.setattr("benchmarks.trainer.study.PLANE_MODEL", "vae[hidden=6,latent=2]")
+    words = "study --arm elbo-5 --arm iwae-5 --seeds 2 --epochs 1 --images 10 -K 10 --model vae[hidden=8,latent=3] -j 1"
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    done = runner.invoke(cli.app, [*words.split(), "-o", str(folder)])
+    assert done.exit_code == 0 and "| iwae-5 - elbo-5 |" in done.stdout and "q_IW of 5 samples" in done.stdout
+    assert len(kept) > len(results) and all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    record = read(folder / "study" / "iwae.json", StudyRecord)
+    assert record.data["plan"]["seeds"] == 2 and "burda2016" in record.citations
+    assert (folder / "findings.md").read_text() in done.stdout
+    shown = runner.invoke(cli.app, ["report", str(folder)])
+    assert shown.exit_code == 0 and "2 paired seeds" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def small():
@@ -213,31 +233,3 @@ def test_verbs_train_evaluate_and_refuse(tmp_path):
         refused = runner.invoke(cli.app, words)
         assert refused.exit_code == 2 and said in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
     assert not (tmp_path / "none").exists()
-
-
-def test_the_study_verb_leaves_a_folder_that_a_report_reads(tmp_path, monkeypatch):
-    """One command, one folder with a manifest, a checked record and a page of text."""
-    runner = CliRunner()
-    monkeypatch.setattr("benchmarks.trainer.study.PLANE_MODEL", "vae[hidden=6,latent=2]")
-    words = [
-        "study",
-        "--arm",
-        "elbo-5",
-        "--arm",
-        "iwae-5",
-        "--seeds",
-        "2",
-        "--epochs",
-        "1",
-        "--images",
-        "10",
-        "-K",
-        "10",
-    ]
-    done = runner.invoke(cli.app, [*words, "--model", "vae[hidden=8,latent=3]", "-j", "1", "-o", str(tmp_path)])
-    assert done.exit_code == 0 and "| iwae-5 - elbo-5 |" in done.stdout and "q_IW of 5 samples" in done.stdout
-    record = read(tmp_path / "study" / "iwae.json", StudyRecord)
-    assert record.data["plan"]["seeds"] == 2 and "burda2016" in record.citations
-    assert (tmp_path / "findings.md").read_text() in done.stdout
-    shown = runner.invoke(cli.app, ["report", str(tmp_path)])
-    assert shown.exit_code == 0 and "2 paired seeds" in (tmp_path / "report.html").read_text(encoding="utf-8")

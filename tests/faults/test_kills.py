@@ -65,6 +65,7 @@ def disturb(gradest, workers_of, until, folder, targets, rng, longest):
             until(lambda run=process: run.poll() is not None or workers_of(run))
             time.sleep(rng.uniform(0, longest))
             before = ended(folder)
+            below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             if process.poll() is None:
                 hit = kill(process, target, workers_of)
         hits[target] += hit
@@ -73,6 +74,7 @@ def disturb(gradest, workers_of, until, folder, targets, rng, longest):
         else:
             process.communicate()
             assert process.returncode == -signal.SIGKILL
+            assert psutil.wait_procs(below, timeout=30)[1] == []  # nothing is left running
         # A cell that is measured anew is replaced by a whole record of the same cell, or not at all.
         assert before.keys() <= ended(folder).keys()
     if process is not None and process.poll() is None:
