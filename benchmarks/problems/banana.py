@@ -15,8 +15,7 @@ from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log
 
 from ..references.on_a_line import finer, settled
 from .gaussian import ALL
-from .gaussian_dd import SMALL
-from .known_bounds import in_blocks, small_bound
+from .known_bounds import SMALL, SUMS, in_blocks, small_bound
 from .problem import Problem, Reference
 
 MOST_NODES = 2**20
@@ -59,7 +58,7 @@ class Banana(Problem):
     summary = "a bent posterior in two dimensions: not Gaussian, every target by one- or two-dimensional quadrature"
     citations = ("haario1999",)
     offers = ALL
-    exact_targets = ("elbo", "log_marginal", "forward_kl", *SMALL)
+    exact_targets = ("elbo", "log_marginal", "forward_kl", "iwae", *SUMS, *SMALL)
 
     def validate(self) -> None:
         for field in ("noise_scale", "scale1", "scale2"):
@@ -98,7 +97,7 @@ class Banana(Problem):
         return standard_log_prob(z, theta["prior_loc"]) + self.log_likelihood(theta, z)
 
     def exact(self, target: Target) -> Reference | None:
-        if target.name in SMALL:
+        if target.name in ("iwae", *SUMS, *SMALL):
             return small_bound(self, target)
         if target.name not in ("elbo", "log_marginal", "forward_kl"):
             return None

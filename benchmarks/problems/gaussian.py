@@ -14,7 +14,7 @@ from estimators import Block, DiagonalGaussian, Parameters, Target, standard_log
 from .. import references
 from ..references.quadratic_form import iwae_gradient
 from ..references.quadratic_moments import moments
-from .known_bounds import SUMS, small_bound, sum_of_bounds
+from .known_bounds import SMALL, SUMS, small_bound, sum_of_bounds
 from .problem import Problem, Reference
 
 CLOSED_FORM = {
@@ -34,8 +34,6 @@ INTEGRAL = {
     "reweighted-wake-sleep-dreg": "rws_dreg",
 }
 """Estimators whose exact variance is an integral for any K, and what the references call them."""
-SMALL = ("renyi", "f_divergence")
-"""Targets known by quadrature alone: where K samples take at most four numbers of noise, and their mean exists."""
 LEAST_NOISE = 1e-8
 """Of the data: below, x is known to fewer digits than exact values are claimed to."""
 ALL = frozenset({"reparameterizable", "gaussian", "twice_differentiable", "analytic_kl", "invertible_prior", "data"})

@@ -35,8 +35,8 @@ class TwoLayerGaussian(JointlyGaussian):
     ``bias`` b, ``log_noise_scale`` log s; phi: ``weight`` B, ``bias`` d, ``log_scale`` log v1 / 2, ``upper_weight`` C,
     ``upper_bias`` e, ``upper_log_scale`` log v2 / 2.
 
-    Latents are tuples (z1, z2). ``elbo``, ``log_marginal`` and ``forward_kl`` by the algebra of normal laws for any size;
-    bounds of K samples by quadrature where K (dim + upper_dim) is at most four.
+    Latents are tuples (z1, z2). ``elbo``, ``log_marginal`` and ``forward_kl`` by the algebra of normal laws for any size,
+    and L_K, ``ciwae`` and ``jackknife`` for any K; other bounds by quadrature where K (dim + upper_dim) is at most four.
 
     References:
         Sønderby et al. (2016) and Bauer & Mnih (2021) for such models.
@@ -51,8 +51,8 @@ class TwoLayerGaussian(JointlyGaussian):
     perturbation: float = 0.3
 
     name = "two-layer-gaussian"
-    version = "2"
-    summary = "two stochastic layers, linear and Gaussian: ELBO, log p(x), forward KL and small bounds exact"
+    version = "3"
+    summary = "two stochastic layers, linear and Gaussian: ELBO, log p(x), forward KL and L_K exact"
     citations = ("sonderby2016", "bauer2021")
     offers = frozenset({"reparameterizable", "twice_differentiable", "invertible_prior", "data"})
 

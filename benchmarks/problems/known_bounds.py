@@ -16,6 +16,8 @@ from .problem import Problem, Reference
 
 SUMS = ("ciwae", "jackknife")
 """Linear combinations of the ELBO and of L_K."""
+SMALL = ("renyi", "f_divergence")
+"""Bounds that quadrature alone knows: where K samples take at most four numbers of noise, all layers counted."""
 ROUNDING, AMPLIFIED = 1e-13, 3e-6
 """The relative error of each of the bounds that are summed, and the most nats that their coefficients may make of it."""
 COUNTS = {

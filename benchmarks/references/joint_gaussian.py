@@ -45,8 +45,7 @@ class JointGaussian:
     def value(self, target: str) -> Tensor:
         """Mean over the data of a target of :data:`TARGETS`."""
         if target == "elbo":
-            xi = _solve(self.factor, (self.guide_mean - self.mean).mT).mT
-            return self._elbo(self.guide_mean, self.guide_factor, xi, _solve(self.factor, self.guide_factor))
+            return self.elbo()
         if target == "forward_kl":
             return -self._kl_from(*self.posterior())
         if target != "log_marginal":
@@ -58,6 +57,17 @@ class JointGaussian:
         moved, turned = self.mean - m + xi @ (self.factor - F).mT, (self.factor - F) @ factor
         xi_, factor_ = xi - _solve(self.factor, moved.mT).mT, factor - _solve(self.factor, turned)
         return self._elbo(m + xi @ F.mT, F @ factor, xi_, factor_)
+
+    def elbo(self, mean: Tensor | None = None, spread: Tensor | None = None) -> Tensor:
+        """Mean over the data of the ELBO; of q with noise N(e, T T') in place of a standard normal where that is given.
+
+        Arguments:
+            mean: e, ``(points, D)``. spread: T, ``(D, D)``.
+        """
+        G = self.guide_factor
+        mean = self.guide_mean if mean is None else self.guide_mean + mean @ G.mT
+        factor = G if spread is None else G @ spread
+        return self._elbo(mean, factor, _solve(self.factor, (mean - self.mean).mT).mT, _solve(self.factor, factor))
 
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Means ``(points, D)`` and one factor ``(D, D)`` of p(z|x)."""

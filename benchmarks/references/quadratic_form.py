@@ -179,7 +179,8 @@ def form_of(problem: LinearGaussian, point: int) -> tuple[QuadraticForm, Array]:
 
 
 @lru_cache(maxsize=16)  # of up to 200 MiB each
-def _tables(form: QuadraticForm, max_num_samples: int) -> SelfNormalizedSums:
+def tables(form: QuadraticForm, max_num_samples: int) -> SelfNormalizedSums:
+    """:meth:`QuadraticForm.sums` of the monomials, kept for the next who asks."""
     return form.sums(max_num_samples)
 
 
@@ -201,11 +202,11 @@ def iwae_gradient(problem: LinearGaussian, num_samples: int) -> dict[str, float 
         scale, pull = np.sqrt(variances[point]), pulls[point]
         curved = scale[:, None] * precision * scale
         form, basis = form_of(problem, point)
-        sums = _tables(form, num_samples)
+        sums = tables(form, num_samples)
         log_mean = sums.log_mean(num_samples)
         value += (log_marginals[point] + log_mean.value) / count
         error += log_mean.error / count
-        first, second = _weighted_moments(sums, num_samples, basis)
+        first, second = weighted_moments(sums, num_samples, basis)
         # Weighted means of z and z z' (z = loc + S eps), under normalised weights.
         slope = pull - precision @ (scale * first)  # of d log p(x, z)/dz = -P (z - m)
         loc[point] = slope / count
@@ -226,7 +227,7 @@ def iwae_gradient(problem: LinearGaussian, num_samples: int) -> dict[str, float 
     }  # fmt: skip
 
 
-def _weighted_moments(sums: SelfNormalizedSums, num_samples: int, basis: Array) -> tuple[Array, Array]:
+def weighted_moments(sums: SelfNormalizedSums, num_samples: int, basis: Array) -> tuple[Array, Array]:
     """E sum_k w~_k eps_k (D,) and E sum_k w~_k eps_k eps_k' (D, D)."""
     size = len(basis)
     found = sums.means(num_samples)

@@ -158,7 +158,7 @@ def test_small_bounds(kind, dim, K):
 
 
 def test_what_is_not_known_is_none():
-    assert GaussianFullRank(dim=5).exact(Target("iwae", 2)) is None
+    assert GaussianFullRank(dim=5).exact(Target("renyi", 2, setting=0.5)) is None
     assert GaussianMeanField(dim=5).exact(Target("renyi", 2, setting=0.5)) is None
     assert GaussianMeanField(dim=5).exact(Target("tvo")) is None
 

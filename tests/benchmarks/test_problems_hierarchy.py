@@ -184,8 +184,8 @@ def test_bounds_of_two_samples(target):
 
 
 def test_what_is_not_known_is_none():
-    assert TINY.exact(Target("iwae", 3)) is None
-    assert WIDE.exact(Target("iwae", 2)) is None
+    assert TINY.exact(Target("renyi", 3, setting=0.5)) is None
+    assert WIDE.exact(Target("renyi", 2, setting=0.5)) is None
     assert TINY.exact(Target("sleep")) is None
 
 
