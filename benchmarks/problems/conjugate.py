@@ -97,8 +97,8 @@ class GammaPoisson(Conjugate):
     rate: float = 0.8
 
     name = "gamma-poisson"
-    version = "3"
-    summary = "a gamma latent with Poisson counts and implicit reparameterisation: closed forms, bounds up to K = 2"
+    version = "4"
+    summary = "a gamma latent with Poisson counts and implicit reparameterisation: closed forms, L_K for every K"
     citations = ("figurnov2018",)
 
     def validate(self) -> None:
@@ -206,8 +206,8 @@ class BetaBernoulli(Conjugate):
     beta: float = 2.0
 
     name = "beta-bernoulli"
-    version = "3"
-    summary = "a beta latent with binary data and implicit reparameterisation: closed forms, bounds up to K = 2"
+    version = "4"
+    summary = "a beta latent with binary data and implicit reparameterisation: closed forms, L_K for every K"
     citations = ("figurnov2018",)
 
     def validate(self) -> None:

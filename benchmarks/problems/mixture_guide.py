@@ -45,7 +45,7 @@ class GaussianMixtureGuide(ScalarLatent, UnitGaussian):
     prior_loc: float = 0.2
 
     name = "gaussian-mixture-guide"
-    version = "2"
+    version = "3"
     summary = "the one-dimensional Gaussian with a mixture of two Gaussians for a guide"
     citations = ("figurnov2018", "jankowiak2018")
 

@@ -19,6 +19,7 @@ from estimators import LatentModel, Parameters, Target
 from estimators.trees import tree_leaves, tree_map
 
 from .bounds import bound
+from .many_samples import log_mean
 
 Grid = tuple[Tensor, Tensor]
 """z (N, *batch, 1) and dz (N, *batch), the steps in z that stand at the nodes."""
@@ -46,18 +47,22 @@ NOT_HERE = 40.0
 
 
 def summed(model: LatentModel, parameters: Parameters, target: Target, mesh: Mesh) -> Found | None:
-    """Value and gradient of a bound of at most two samples, on the first grid that the one before it agrees with.
+    """Value and gradient of a bound of at most two samples, or of L_K, on the first grid that the one before it agrees with.
 
-    ``None`` for more samples; for what is no bound; for a mean that does not exist, or not on this range: terms at its ends
+    ``None`` for more samples of others; for what is no bound; for a mean that does not exist, or not on this range: terms at its ends
     count, or some of the guide's mass lies beyond them; and where no grid that can be summed settles.
     """
     defined = bound(target)
+    points, size = mesh(2)[1][0].numel(), model.data.numel()
+    pairs = math.isqrt(2 * MOST_TERMS // points)  # nodes of which there are so many pairs
+    if target.name == "iwae" and (target.num_samples or 1) > MOST_SAMPLES:
+        many = target.num_samples or 1
+        return settled(lambda nodes: _of_many(model, parameters, many, mesh(nodes)), finer(pairs))
     if defined is None or defined[0] > MOST_SAMPLES:
         return None
     samples, function = defined
-    points, size = mesh(2)[1][0].numel(), model.data.numel()
-    most = MOST_NUMBERS // size if samples == 1 else math.isqrt(2 * MOST_TERMS // points)
-    return settled(lambda nodes: _on(model, parameters, samples, function, mesh(nodes)), finer(most))
+    most = finer(MOST_NUMBERS // size if samples == 1 else pairs)
+    return settled(lambda nodes: _on(model, parameters, samples, function, mesh(nodes)), most)
 
 
 def settled(on: Callable[[int], Found | None], counts: Iterable[int]) -> Found | None:
@@ -137,21 +142,11 @@ def _on(
     model: LatentModel, parameters: Parameters, samples: int, function: Callable[[Tensor], Tensor], grid: Grid
 ) -> Found | None:
     """Value and gradient on one grid; ``None`` where it does not hold all that counts."""
-    z, dz = grid
-
-    def weighed(p: Parameters) -> tuple[Tensor, Tensor]:
-        """Log-weights at the nodes, and the guide's mass there."""
-        log_q = model.guide(p["phi"]).log_prob(z)
-        log_w, mass = model.log_joint(p["theta"], z) - log_q, log_q.exp() * dz
-        # Where there is none of the guide, no F of large weights makes up for that: all grow more slowly than weights do.
-        return torch.where((mass == 0) & (log_w > 0), 0.0, log_w), mass
-
-    (log_w, mass), pull = vjp(weighed, parameters)
-    # Not to be turned round: what is not a number does not count as held.
-    if not bool(((mass.sum(0) - 1).abs() <= NEGLIGIBLE).all()):
+    held = _held(model, parameters, grid)
+    if held is None:
         return None
-    terms = (mass * (function(log_w[None]) if samples == 1 else log_w)).abs()
-    if not bool((terms[[0, -1]] <= NEGLIGIBLE * terms.sum(0)).all()):
+    log_w, mass, pull = held
+    if not _ended(mass * (function(log_w[None]) if samples == 1 else log_w)):
         return None
     # A constant that is taken out of the sum: what is left does not multiply the rounding of the mass by all of log p(x).
     middle = (mass * log_w).sum(0)
@@ -161,7 +156,8 @@ def _on(
         return (together * (function(log_w[tuples]) - middle)).sum(0).mean()
 
     value, cotangents = middle.mean(), (torch.zeros_like(log_w), torch.zeros_like(mass))
-    tuples = torch.triu_indices(len(z), len(z)) if samples == 2 else torch.arange(len(z))[None]
+    nodes = len(mass)
+    tuples = torch.triu_indices(nodes, nodes) if samples == 2 else torch.arange(nodes)[None]
     times = torch.where(tuples[0] == tuples[-1], 1.0, 2.0 if samples == 2 else 1.0).to(mass)
     size = max(1, AT_ONCE // mass[0].numel())
     for some, so_often in zip(tuples.split(size, 1), times.split(size), strict=True):
@@ -169,6 +165,43 @@ def _on(
         value = value + summand
         cotangents = tree_map(torch.add, cotangents, slopes)
     return float(value), pull(cotangents)[0]
+
+
+def _of_many(model: LatentModel, parameters: Parameters, num_samples: int, grid: Grid) -> Found | None:
+    """L_K and its gradient on one grid; ``None`` where that does not hold all that counts."""
+    held = _held(model, parameters, grid)
+    if held is None or not _ended(held[0] * held[1]):
+        return None
+    log_w, mass, pull = held
+    columns = list(zip(log_w.flatten(1).unbind(1), mass.flatten(1).unbind(1), strict=True))
+    found = [log_mean(*column, num_samples) for column in columns]
+    if any(each is None for each in found):
+        return None
+    value, by_log_w, by_mass = (torch.stack(each, -1) / len(columns) for each in zip(*filter(None, found), strict=True))
+    return float(value.sum()), pull((by_log_w.reshape(log_w.shape), by_mass.reshape(mass.shape)))[0]
+
+
+def _held(
+    model: LatentModel, parameters: Parameters, grid: Grid
+) -> tuple[Tensor, Tensor, Callable[[tuple[Tensor, Tensor]], tuple[Parameters]]] | None:
+    """Log-weights at the nodes, the guide's mass there, and what pulls their cotangents back; ``None`` if mass is missing."""
+    z, dz = grid
+
+    def weighed(p: Parameters) -> tuple[Tensor, Tensor]:
+        log_q = model.guide(p["phi"]).log_prob(z)
+        log_w, mass = model.log_joint(p["theta"], z) - log_q, log_q.exp() * dz
+        # Where there is none of the guide, no F of large weights makes up for that: all grow more slowly than weights do.
+        return torch.where((mass == 0) & (log_w > 0), 0.0, log_w), mass
+
+    (log_w, mass), pull = vjp(weighed, parameters)
+    # Not to be turned round: what is not a number does not count as held.
+    return (log_w, mass, pull) if bool(((mass.sum(0) - 1).abs() <= NEGLIGIBLE).all()) else None
+
+
+def _ended(terms: Tensor) -> bool:
+    """Whether the first and the last of them count for nothing; what is not a number does count."""
+    sizes = terms.abs()
+    return bool((sizes[[0, -1]] <= NEGLIGIBLE * sizes.sum(0)).all())
 
 
 def change(found: Found, before: Found) -> float:
