@@ -22,7 +22,7 @@ from .bounds import bound
 from .many_samples import log_mean
 
 Grid = tuple[Tensor, Tensor]
-"""z (N, *batch, 1) and dz (N, *batch), the steps in z that stand at the nodes."""
+"""z (N, *batch, 1) and dz (N, *batch), the steps in z that stand at the nodes; in a plane (N, *batch, 2) and areas."""
 Mesh = Callable[[int], Grid]
 """A grid of so many nodes: always over the same range, and ever finer."""
 Found = tuple[float, Parameters]
@@ -57,7 +57,7 @@ def summed(model: LatentModel, parameters: Parameters, target: Target, mesh: Mes
     pairs = math.isqrt(2 * MOST_TERMS // points)  # nodes of which there are so many pairs
     if target.name == "iwae" and (target.num_samples or 1) > MOST_SAMPLES:
         many = target.num_samples or 1
-        return settled(lambda nodes: _of_many(model, parameters, many, mesh(nodes)), finer(pairs))
+        return settled(lambda nodes: of_many(model, parameters, many, mesh(nodes)), finer(pairs))
     if defined is None or defined[0] > MOST_SAMPLES:
         return None
     samples, function = defined
@@ -167,8 +167,8 @@ def _on(
     return float(value), pull(cotangents)[0]
 
 
-def _of_many(model: LatentModel, parameters: Parameters, num_samples: int, grid: Grid) -> Found | None:
-    """L_K and its gradient on one grid; ``None`` where that does not hold all that counts."""
+def of_many(model: LatentModel, parameters: Parameters, num_samples: int, grid: Grid) -> Found | None:
+    """L_K and its gradient on one grid, which may be one of a plane as well; ``None`` where that does not hold all that counts."""
     held = _held(model, parameters, grid)
     if held is None or not _ended(held[0] * held[1]):
         return None

@@ -94,8 +94,8 @@ WRONG = [
     (("reference", "gaussian-1d", "-K", "two"), "two"),
     (("reference", "banana", "--target", "tvo[setting=2]"), "does not know tvo exactly; it knows: elbo"),
     (
-        ("reference", "banana", "--target", "iwae", "-K", "3"),
-        "does not know iwae-3 exactly: K = 2 is the largest ",
+        ("reference", "banana", "--target", "renyi[setting=0.5]", "-K", "3"),
+        "does not know renyi-3(0.5) exactly: K = 2 is the largest ",
     ),
     (
         ("reference", "gaussian-1d[scale=1.9]", "--target", "f_divergence[setting=chi-square]"),

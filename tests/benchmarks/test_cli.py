@@ -118,7 +118,7 @@ VERDICTS = [
     ("RawWeights", ("-p", NARROW), 3, "HEAVY_TAIL"),
     ("Undecided", (*ONE, "--max-draws", 8192), 3, "INCONCLUSIVE"),
     ("Unsuited", ONE, 3, "Unsuited needs bernoulli"),
-    ("IWAE", ("-p", "banana", "-K", 3), 3, "no problem here knows the exact gradient"),
+    ("IWAE", ("-p", "gaussian-cost", "-K", 3), 3, "no problem here knows the exact gradient"),
     ("Fails", ONE, 2, "Fails failed on gaussian-1d[loc=1.6,scale=0.8,x=1.5,prior_loc=0.5]: RuntimeError: first"),
     ("Misshapen", ONE, 2, "Misshapen failed on"),
     ("short", (*ONE, "--target", "iwae"), 2, "short failed on"),
