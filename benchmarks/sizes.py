@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 from torch import Tensor
 
-Z95 = float(stats.norm.isf(0.025))
+Z95 = float(-special.ndtri(0.025))
 FAR = 1e4
 """Degrees of freedom, with non-centrality, from which a normal law stands for a chi-squared one."""
 TOP = 37.0
@@ -63,6 +63,8 @@ def interval(
         reach = math.sqrt(max(square, 0.0))
         lowest = -reach if reach <= m else (m**2 - square) / (2 * m) - m
         return float(special.ndtr(-reach) + special.ndtr(lowest)) - 0.05
+
+    from scipy import optimize  # half a second with what it imports, which whoever hands out cells need not wait for
 
     middle = max(squared - 1, 0.0)
     if believable(middle) <= 0:  # no noise but rounding
