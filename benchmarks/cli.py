@@ -81,10 +81,6 @@ def main() -> NoReturn:
             code = _command()(given or ["--help"], prog_name="gradest", standalone_mode=False)
     except (SpecError, MemoryError) as wrong:
         code = say(wrong, 2)
-    except RuntimeError as wrong:
-        if not NO_MEMORY.search(str(wrong)):
-            raise
-        code = say(f"no memory for this: {wrong}", 2)
     except usage_error as wrong:
         value = _value(getattr(getattr(wrong, "param", None), "opts", ()), given)
         code = say(f"{wrong.format_message()}{'' if value is None else f' (given: {value})'}", 2)
@@ -92,6 +88,10 @@ def main() -> NoReturn:
         code = say(wrong, 3)
     except typer.Abort:
         code = say("stopped", 130)
+    except RuntimeError as wrong:  # torch's own where there is no memory; typer.Abort above is one, too
+        if not NO_MEMORY.search(str(wrong)):
+            raise
+        code = say(f"no memory for this: {wrong}", 2)
     sys.exit(code or 0)
 
 

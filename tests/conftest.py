@@ -61,16 +61,3 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADEST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-LONG_FILES = """
-conformance/test_estimators faults/test_estimators benchmarks/test_metrics faults/test_store conformance/test_fresh_seeds
-faults/test_kills benchmarks/test_runner mutants/test_mutants benchmarks/test_evaluation benchmarks/test_trainer_study
-"""
-"""A third of all the time, those that compute and those that wait for processes in turns."""
-
-
-def pytest_collection_modifyitems(items):
-    """What takes longest is begun first: processes of pytest take files as they stand, and none is to end long after the others."""
-    places = {f"tests/{name}.py": place for place, name in enumerate(LONG_FILES.split())}
-    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))

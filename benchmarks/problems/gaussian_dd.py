@@ -56,11 +56,10 @@ class JointlyGaussian(Problem):
         try:
             found = iwae(self._double.law, self._double.parameters, target.num_samples)
         except QuadratureError:
-            if (
-                small := small_bound(self, target)
-            ) is not None:  # of guides so far off that the integrals take too many nodes
-                return small
-            raise
+            small = small_bound(self, target)  # of guides so far off that the integrals take too many nodes
+            if small is None:
+                raise
+            return small
         return in_blocks(self, target, found, "Mellin-Barnes integrals over the law of a quadratic form")
 
 

@@ -1,4 +1,4 @@
-"""L_K of one scalar latent for any K: one integral over t of the Laplace transform of its weights, each a sum over a grid.
+"""L_K of one or two latents for any K: one integral over t of the Laplace transform of the weights, itself a sum over a grid.
 
 With r = w / c for any c, phi(t) = E_q exp(-t r) and v = log t,
 
@@ -28,6 +28,7 @@ NEVER = -41.0
 UNSETTLED = 1e-6
 """Nats by which half of the steps in v may differ from all of them; the error of all is about the square of it."""
 MOST_TERMS = 2**28
+"""Values of t times nodes: some seconds."""
 AT_ONCE = 2**17
 """Numbers of each array: they fit a cache."""
 

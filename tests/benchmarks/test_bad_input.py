@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import typer
 
 BAD = """[[suite]]\nproblems = ["gaussian-1d"]\nreplicates = "many"\n"""
 GAUSSIAN = ("-p", "gaussian-1d", "-e", "iwae")
@@ -122,6 +123,24 @@ class Refuses(estimators.IWAE):
     def __post_init__(self):
         raise estimators.Refusal("never fit")
 """
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (typer.Abort(), 130, "gradest: stopped\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "gradest: no memory for this: "),
+        (MemoryError("no room"), 2, "gradest: no room\n"),
+    ],
+    ids=["stopped", "torch's memory", "Python's"],
+)
+def test_what_ends_a_verb_from_within_is_one_line(gradest, monkeypatch, raised, code, said):
+    def ended(*arguments):
+        raise raised
+
+    monkeypatch.setattr("benchmarks.registry.Registry.__init__", ended)
+    found, out, err = gradest("list")
+    assert (found, out, err.count("\n")) == (code, "", 1) and err.startswith(said)
 
 
 @pytest.mark.parametrize(("arguments", "part"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
